@@ -47,7 +47,7 @@ pub(crate) fn write(path: &Path, text: &str, secrecy: Secrecy) -> Result<(), Pki
 
 /// Reads a PEM file; a private one must not be readable by group or others.
 pub(crate) fn read(path: &Path, secrecy: Secrecy) -> Result<String, PkiError> {
-    let mut file = File::open(path).map_err(failed("opening", path))?;
+    let file = File::open(path).map_err(failed("opening", path))?;
     if let Secrecy::Private = secrecy {
         let mode = file.metadata().map_err(failed("inspecting", path))?.mode() & 0o777;
         if mode & 0o077 != 0 {
@@ -55,6 +55,6 @@ pub(crate) fn read(path: &Path, secrecy: Secrecy) -> Result<String, PkiError> {
         }
     }
     let mut text = String::new();
-    file.by_ref().take(PEM_BYTES_MAX).read_to_string(&mut text).map_err(failed("reading", path))?;
+    file.take(PEM_BYTES_MAX).read_to_string(&mut text).map_err(failed("reading", path))?;
     Ok(text)
 }

@@ -1,5 +1,6 @@
 //! TLS configurations: 1.3 only, both sides show a certificate, the fleet's authority is the only root.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, ring};
@@ -8,7 +9,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-use crate::{Identity, PkiError};
+use crate::files::{self, Secrecy};
+use crate::{CA_CERT_FILE, Identity, PkiError};
 
 /// Application protocol of connections that move machines between hosts.
 pub const ALPN_DATA: &[u8] = b"mashines-data/1";
@@ -47,6 +49,15 @@ impl Trust {
         Ok(Self { identity: identity.clone(), roots: Arc::new(roots), provider })
     }
 
+    /// Trusts and speaks as the files in `directory` say: `ca.pem`, `cert.pem` and `key.pem`.
+    ///
+    /// # Errors
+    /// [`PkiError::File`] names the missing file; otherwise as for [`Identity::load`] and [`Trust::new`].
+    pub fn load(directory: &Path) -> Result<Self, PkiError> {
+        let ca_cert_pem = files::read(&directory.join(CA_CERT_FILE), Secrecy::Public)?;
+        Self::new(&ca_cert_pem, &Identity::load(directory)?)
+    }
+
     /// For the side that accepts: refuses peers without a certificate of this fleet.
     ///
     /// # Errors
@@ -59,7 +70,8 @@ impl Trust {
             .with_client_cert_verifier(verifier)
             .with_single_cert(self.identity.chain()?, self.identity.key()?)?;
         config.alpn_protocols = vec![alpn.to_vec()];
-        // A resumed session would skip the peer's certificate; migrations are too rare to gain by it.
+        // A resumed session would rest on a certificate that was checked at some earlier time;
+        // connections are too few to gain by that.
         config.send_tls13_tickets = 0;
         Ok(config)
     }

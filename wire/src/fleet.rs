@@ -115,19 +115,21 @@ pub enum Command {
         /// The migration.
         migration: MigrationId,
     },
-    /// To the target: drop the reservation or the half-received copy, unless it already owns the machine. Answer: `Done` or `Refused` (`Committed`).
+    /// To the target: drop the reservation or the half-received copy, unless it already owns the machine. Answer: `Done` (also if there was nothing to drop) or `Refused` (`Committed`).
     Forget {
         /// The migration.
         migration: MigrationId,
     },
-    /// Promise never to run the machine under `epoch` or a lower one. A copy that waits for its Commit is dropped. Answer: `Done`, or [`Answer::Owns`] if it already runs under it.
+    /// Promise never to run the machine under `epoch` or a lower one. A copy that waits for its Commit is dropped. Answer: `Done`, or [`Answer::Owns`] if it already runs under it; never `Unknown`: a host that
+    /// does not know the machine gives the promise all the same, and must keep it across a restart of the daemon (dropping every uncommitted copy at start does).
     Fence {
         /// The machine.
         machine: MachineId,
         /// The epoch that must never run here.
         epoch: Epoch,
     },
-    /// Take a machine back that was given away, after the target was fenced. Answer: `Done` when it runs again.
+    /// Take a machine back that was given away, after the target was fenced. Answer: `Done` when it runs again under `epoch` (also if it already did);
+    /// a source that never gave it away (it still pauses or runs under a lower epoch) takes the new epoch, resumes and answers `Done` as well.
     Reclaim {
         /// The machine.
         machine: MachineId,
@@ -139,7 +141,7 @@ pub enum Command {
         /// The migration.
         migration: MigrationId,
     },
-    /// Read serial output from an absolute offset. Answer: [`Answer::Console`].
+    /// Read serial output from an absolute offset. Works until the machine is destroyed, so also after its guest ended. Answer: [`Answer::Console`].
     ReadConsole {
         /// The machine.
         machine: MachineId,
@@ -191,14 +193,15 @@ pub enum FromHost {
     },
     /// A migration this host is the source of moves on; at most ten a second, and one at each change of phase.
     Progress(Progress),
-    /// A migration this host was the source of has ended.
+    /// A migration this host was the source of has ended. May be lost with the link: the control plane then asks with [`Command::Inquire`], so a
+    /// source keeps the outcome of a machine's latest migration at least until that machine is destroyed or migrates again.
     Ended {
         /// The migration.
         migration: MigrationId,
         /// How.
         outcome: Outcome,
     },
-    /// A machine ended by itself.
+    /// A machine ended by itself. Said when it happens, and again after each [`FromHost::Hello`] for every machine still here in [`HostPhase::Ended`].
     GuestEnded {
         /// The machine.
         machine: MachineId,

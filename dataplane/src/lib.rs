@@ -7,3 +7,7 @@
 
 pub mod memory;
 pub mod net;
+pub mod vm;
+pub mod doorbell;
+pub mod quic;
+pub mod shards;

@@ -1,2 +1,169 @@
-//! xtask
-fn main() {}
+//! `cargo xtask`: everything a developer or CI does with this repository.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use xtask::fleet::layout::FleetName;
+use xtask::fleet::{self, Fleet, Plan};
+use xtask::report::Report;
+use xtask::{check, command, demo, fuzz, repository, setup, signals, sim, test};
+
+/// Developer commands of mashines.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install what is missing and look whether this machine can run everything.
+    Setup,
+    /// Formatting, lints, licences, layering, sizes, the list of unsafe files.
+    Check,
+    /// Everything that can be tested on this machine; a table at the end says what ran.
+    Test,
+    /// Live-migrate a busy machine between two hosts on this machine, watched from all sides.
+    Demo(demo::Options),
+    /// Bring up a control plane and hosts on this machine, and leave them up.
+    Up(Up),
+    /// Take a fleet down, whatever is left of it.
+    Down(Which),
+    /// Run the protocol simulator; arguments are passed on (`--seeds N`, `--json`, `--seed S --trace`).
+    Sim(Passed),
+    /// Run each fuzz target for a while.
+    Fuzz {
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
+    /// Run the benchmark suite; arguments are passed on.
+    Bench(Passed),
+}
+
+#[derive(Debug, Args)]
+struct Passed {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct Which {
+    /// Name of the fleet.
+    #[arg(long, default_value = "play")]
+    fleet: FleetName,
+}
+
+#[derive(Debug, Args)]
+struct Up {
+    #[command(flatten)]
+    which: Which,
+    /// Number of hosts.
+    #[arg(long, default_value_t = 2)]
+    hosts: u8,
+    /// RAM that machines on one host may use in all.
+    #[arg(long, default_value = "4G")]
+    ram_limit: String,
+}
+
+fn main() -> ExitCode {
+    let run = signals::install().and_then(|()| run(Arguments::parse().task));
+    match run {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does it and returns whether all is well.
+fn run(task: Task) -> Result<bool> {
+    match task {
+        Task::Setup => set_up(),
+        Task::Check => Ok(reported(check::run)),
+        Task::Test => test::run(),
+        Task::Demo(options) => demonstrate(&options),
+        Task::Up(up) => bring_up(up),
+        Task::Down(which) => take_down(&which.fleet),
+        Task::Sim(passed) => command::watch(&mut sim::simulator(&passed.arguments)).map(|()| true),
+        Task::Fuzz { seconds } => Ok(reported(|report| report.step("fuzz", || fuzz::run(seconds)))),
+        Task::Bench(passed) => {
+            setup::limits()?;
+            let mut cargo = repository::cargo();
+            cargo.args(["run", "--quiet", "--release", "--package", "benches", "--"]).args(passed.arguments);
+            command::watch(&mut cargo).map(|()| true)
+        }
+    }
+}
+
+fn reported(work: impl FnOnce(&mut Report)) -> bool {
+    let mut report = Report::default();
+    work(&mut report);
+    print!("\n{}", report.table());
+    report.ok()
+}
+
+fn set_up() -> Result<bool> {
+    setup::packages()?;
+    setup::limits()?;
+    match setup::kvm() {
+        setup::Kvm::Usable => println!("this machine can build and run everything"),
+        setup::Kvm::Missing(why) => println!("this machine can build, but not run machines: {why}"),
+    }
+    Ok(true)
+}
+
+/// Builds as the user, then goes on as root, with what running machines needs.
+fn prepare() -> Result<repository::Binaries> {
+    setup::packages()?;
+    let binaries = repository::build()?;
+    setup::become_root()?;
+    setup::require_kvm()?;
+    setup::limits()?;
+    Ok(binaries)
+}
+
+fn demonstrate(options: &demo::Options) -> Result<bool> {
+    let binaries = prepare()?;
+    let json = options.json;
+    // Data goes to stdout, and with --json the data is the object.
+    let say = |line: &str| if json { eprintln!("{line}") } else { println!("{line}") };
+    let result = demo::run(options, binaries, &say)?;
+    if json {
+        println!("{}", serde_json::to_string(&result).context("writing the result")?);
+    }
+    Ok(result.ok)
+}
+
+fn bring_up(up: Up) -> Result<bool> {
+    let binaries = prepare()?;
+    let mashines = binaries.mashines.clone();
+    let name = up.which.fleet.clone();
+    if fleet::is_up(&name) {
+        println!("# the fleet `{name}` is up already");
+    } else {
+        let plan = Plan { name: up.which.fleet, hosts: up.hosts, ram_limit: up.ram_limit, binaries };
+        let fleet = Fleet::up(plan)?;
+        println!(
+            "# fleet `{name}`: {} hosts, state and logs in {}",
+            fleet.hosts().len(),
+            name.state_dir().display()
+        );
+        fleet.keep();
+    }
+    println!("export MASHINES_URL={}", fleet::url(&name));
+    println!("alias mashines={}", mashines.display());
+    println!("# a client in the fleet's network: ip netns exec {} COMMAND", name.fabric_namespace());
+    Ok(true)
+}
+
+fn take_down(fleet: &FleetName) -> Result<bool> {
+    setup::become_root()?;
+    let there = fleet::down(fleet)?;
+    println!("the fleet `{fleet}` {}", if there { "is down" } else { "was not up" });
+    Ok(true)
+}

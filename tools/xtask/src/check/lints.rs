@@ -1,0 +1,63 @@
+//! The checks that other tools do: rustfmt, clippy, cargo-deny.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::report::Outcome;
+use crate::{command, repository};
+
+/// A cold clippy of the workspace took 3 minutes on two cores; this is for slower machines.
+const CLIPPY_LIMIT: Duration = Duration::from_secs(20 * 60);
+/// cargo-deny reads metadata only.
+const DENY_LIMIT: Duration = Duration::from_secs(120);
+
+/// Files that rustfmt would change.
+pub fn formatting() -> Result<Vec<String>> {
+    let mut differing = Vec::new();
+    for manifest in ["Cargo.toml", "tests/guest/Cargo.toml"] {
+        let mut cargo = repository::cargo();
+        cargo.args(["fmt", "--all", "--manifest-path", manifest, "--", "--check", "--files-with-diff"]);
+        let output = command::finish(&mut cargo)?;
+        let (files, said) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        differing.extend(files.lines().map(|file| format!("{file}: run cargo fmt")));
+        if !output.status.success() && files.trim().is_empty() {
+            differing.push(format!("`{}` failed: {}", command::shown(&cargo), said.trim()));
+        }
+    }
+    Ok(differing)
+}
+
+/// Clippy with warnings as errors, on the workspace or on the package of `manifest`.
+pub fn clippy(manifest: Option<&str>) -> Result<Outcome> {
+    let mut cargo = repository::cargo();
+    cargo.args(["clippy", "--quiet"]);
+    match manifest {
+        // The guest is linked by its own script and has a test for its library only.
+        Some(manifest) => {
+            let target = repository::guest_target_dir();
+            cargo.args(["--manifest-path", manifest]).env("CARGO_TARGET_DIR", target).env_remove("RUSTFLAGS")
+        }
+        None => cargo.args(["--workspace", "--all-targets"]),
+    };
+    let watched = command::stream(cargo.args(["--", "-D", "warnings"]), CLIPPY_LIMIT)?;
+    Ok(match watched {
+        command::Watched { timed_out: true, .. } => {
+            Outcome::failed(format!("not done within {CLIPPY_LIMIT:?}"))
+        }
+        command::Watched { succeeded: true, .. } => Outcome::passed(""),
+        _ => Outcome::failed("see above"),
+    })
+}
+
+/// cargo-deny by deny.toml.
+pub fn dependencies() -> Result<Outcome> {
+    if command::locate("cargo-deny").is_none() {
+        return Ok(Outcome::skipped("cargo-deny is not installed: cargo install --locked cargo-deny"));
+    }
+    let mut cargo = repository::cargo();
+    cargo.args(["deny", "--offline", "check", "licenses", "bans", "sources"]);
+    let watched = command::stream(&mut cargo, DENY_LIMIT)?;
+    Ok(if watched.succeeded { Outcome::passed("") } else { Outcome::failed("see above") })
+}

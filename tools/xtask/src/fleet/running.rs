@@ -1,0 +1,250 @@
+//! Bringing a fleet up and taking it down.
+
+use std::fs::File;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::fs::{FlockOperation, flock};
+
+use super::layout::{self, FleetName, Host};
+use super::processes::{self, Service};
+use super::state::{self, Record};
+use super::{netns, services};
+use crate::repository::Binaries;
+use crate::{command, signals};
+
+/// How long a process gets to become ready; a debug build on a loaded machine needs seconds.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+/// How often the API is asked whether the hosts are there.
+const ASK_EVERY: Duration = Duration::from_millis(50);
+
+/// What a fleet is to be.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Its name.
+    pub name: FleetName,
+    /// Number of hosts.
+    pub hosts: u8,
+    /// RAM that machines on one host may use in all, as `mashined --ram-limit` takes it.
+    pub ram_limit: String,
+    /// What to run.
+    pub binaries: Binaries,
+}
+
+/// A fleet that this process brought up.
+#[derive(Debug)]
+pub struct Fleet {
+    plan: Plan,
+    hosts: Vec<Host>,
+    children: Vec<(String, Child)>,
+    kept: bool,
+}
+
+impl Fleet {
+    /// Brings a fleet up. What a crashed one of the same name left is cleared away first.
+    ///
+    /// # Errors
+    /// When it is up already, or a step fails; nothing is left then.
+    pub fn up(plan: Plan) -> Result<Self> {
+        let _lock = lock()?;
+        if is_up(&plan.name) {
+            bail!("the fleet `{}` is up already; `cargo xtask down` takes it down", plan.name);
+        }
+        clear(&plan.name)?;
+        let hosts = Host::first(plan.hosts)?;
+        let mut fleet = Self { plan, hosts, children: Vec::new(), kept: false };
+        fleet.build_up()?;
+        Ok(fleet)
+    }
+
+    fn build_up(&mut self) -> Result<()> {
+        let name = &self.plan.name;
+        std::fs::create_dir_all(name.state_dir())
+            .with_context(|| format!("making {}", name.state_dir().display()))?;
+        netns::create(name, &self.hosts)?;
+        self.make_certificates()?;
+        self.start(services::control(&self.plan.name, &self.plan.binaries))?;
+        self.await_api()?;
+        for host in self.hosts.clone() {
+            self.start_host(&host)?;
+        }
+        self.await_hosts()?;
+        state::write(&self.plan.name, &Record { hosts: self.hosts.clone() })
+    }
+
+    fn make_certificates(&self) -> Result<()> {
+        let directory = services::pki_dir(&self.plan.name);
+        let mut init = Command::new(&self.plan.binaries.mashines);
+        init.args(["fleet", "init", "--dir"]).arg(&directory);
+        for host in &self.hosts {
+            init.args(["--host", &host.name()]);
+        }
+        command::read(&mut init).map(drop)
+    }
+
+    fn start(&mut self, service: Service) -> Result<()> {
+        signals::check()?;
+        let child = service.start(&self.plan.name)?;
+        self.children.push((service.name, child));
+        Ok(())
+    }
+
+    /// Starts the daemon of a host, at first or again after it was killed.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_host(&mut self, host: &Host) -> Result<()> {
+        let plan = &self.plan;
+        self.start(services::host(&plan.name, host, &plan.binaries, &plan.ram_limit))
+    }
+
+    fn await_api(&mut self) -> Result<()> {
+        let socket = self.plan.name.api_socket();
+        self.await_that("the control plane's API", |_| {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        })
+    }
+
+    fn await_hosts(&mut self) -> Result<()> {
+        let count = self.hosts.len();
+        self.await_that("all hosts to join", |fleet| {
+            command::read(fleet.cli().args(["host", "ls", "--json"]))
+                .is_ok_and(|text| state::ready_hosts(&text) == count)
+        })
+    }
+
+    /// Asks again and again, because neither a socket file nor a list tells of its change by itself.
+    fn await_that(&mut self, what: &str, mut is_so: impl FnMut(&Self) -> bool) -> Result<()> {
+        let deadline = Instant::now() + READY_LIMIT;
+        while !is_so(self) {
+            signals::check()?;
+            self.check_children()?;
+            if Instant::now() >= deadline {
+                let logs: Vec<String> = self.children.iter().map(|(name, _)| self.shown_log(name)).collect();
+                bail!("waited {READY_LIMIT:?} for {what}\n{}", logs.concat());
+            }
+            std::thread::sleep(ASK_EVERY);
+        }
+        Ok(())
+    }
+
+    fn shown_log(&self, service: &str) -> String {
+        format!("  log of {service}:\n{}", processes::tail(&services::log(&self.plan.name, service)))
+    }
+
+    /// # Errors
+    /// When a process of the fleet has ended, with the end of its log.
+    fn check_children(&mut self) -> Result<()> {
+        let mut ended = None;
+        for (name, child) in &mut self.children {
+            if let Some(status) = child.try_wait().with_context(|| format!("asking for {name}"))? {
+                ended = Some((name.clone(), status));
+            }
+        }
+        match ended {
+            Some((name, status)) => Err(anyhow!("{name} ended ({status})\n{}", self.shown_log(&name))),
+            None => Ok(()),
+        }
+    }
+
+    /// The `mashines` command line, pointed at this fleet.
+    pub fn cli(&self) -> Command {
+        let mut command = Command::new(&self.plan.binaries.mashines);
+        command.env("MASHINES_URL", url(&self.plan.name));
+        command
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &FleetName {
+        &self.plan.name
+    }
+
+    /// Its hosts.
+    pub fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// Leaves the fleet up when this process ends.
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
+
+    /// Takes it down.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn down(mut self) -> Result<()> {
+        self.kept = true;
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let cleared = clear(&self.plan.name);
+        for (_, child) in &mut self.children {
+            // It has ended, or `cleared` says that it would not.
+            let _ = child.try_wait();
+        }
+        cleared
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        if let Err(error) = self.end() {
+            eprintln!("taking the fleet `{}` down: {error:#}", self.plan.name);
+        }
+    }
+}
+
+/// Value of `MASHINES_URL` that reaches the fleet from any shell on this machine.
+pub fn url(fleet: &FleetName) -> String {
+    format!("unix:{}", fleet.api_socket().display())
+}
+
+/// Whether the fleet was brought up completely and its daemons live.
+pub fn is_up(fleet: &FleetName) -> bool {
+    let Some(record) = state::read(fleet) else { return false };
+    let daemons =
+        processes::of_fleet(fleet).into_iter().filter(|process| process.program != processes::VMM_PROGRAM);
+    daemons.count() > record.hosts.len()
+}
+
+/// Takes a fleet down, whoever brought it up and however far it got. Returns whether there was anything.
+///
+/// # Errors
+/// When something cannot be removed.
+pub fn down(fleet: &FleetName) -> Result<bool> {
+    let _lock = lock()?;
+    let there = fleet.state_dir().exists()
+        || !netns::existing(fleet).is_empty()
+        || !processes::of_fleet(fleet).is_empty();
+    clear(fleet)?;
+    Ok(there)
+}
+
+fn clear(fleet: &FleetName) -> Result<()> {
+    processes::end_all(fleet)?;
+    netns::remove(fleet)?;
+    match std::fs::remove_dir_all(fleet.state_dir()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", fleet.state_dir().display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// One `up` or `down` at a time on this machine; waits for the other one. Released when the file is closed, also by a crash.
+fn lock() -> Result<File> {
+    let path = layout::lock_file();
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+    }
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("opening {}", path.display()))?;
+    flock(&file, FlockOperation::LockExclusive).with_context(|| format!("locking {}", path.display()))?;
+    Ok(file)
+}

@@ -1,0 +1,91 @@
+//! Where things are: the work tree, the target directory, the binaries.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::{command, setup};
+
+/// Programs that a fleet runs.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    /// The host daemon.
+    pub mashined: PathBuf,
+    /// The process that runs one machine.
+    pub mashine_vmm: PathBuf,
+    /// The control plane.
+    pub mashines_control: PathBuf,
+    /// The command line.
+    pub mashines: PathBuf,
+    /// The bare-metal test guest, an ELF file.
+    pub guest: PathBuf,
+}
+
+/// Root of the work tree this program was compiled from.
+pub fn root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.ancestors().nth(2).unwrap_or(manifest).to_owned()
+}
+
+/// `cargo`, the one that runs us if one does.
+pub fn cargo() -> Command {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    command.current_dir(root());
+    command
+}
+
+/// Where cargo puts what it builds for the workspace.
+pub fn target_dir() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) => root().join(dir),
+        None => root().join("target"),
+    }
+}
+
+/// Target directory of the test guest, which is a workspace of its own with other compiler flags.
+pub fn guest_target_dir() -> PathBuf {
+    target_dir().join("guest")
+}
+
+/// Builds everything a fleet runs, optimised. Quiet when nothing has changed.
+///
+/// # Errors
+/// When cargo fails; what it said is on stderr.
+pub fn build() -> Result<Binaries> {
+    if setup::is_under_sudo() {
+        return built();
+    }
+    let packages =
+        ["--package", "vmm", "--package", "dataplane", "--package", "controlplane", "--package", "tools"];
+    command::watch(cargo().args(["build", "--quiet", "--release", "--bins"]).args(packages))
+        .context("building the programs of a fleet")?;
+    command::watch(
+        cargo()
+            .args(["build", "--quiet", "--release", "--manifest-path", "tests/guest/Cargo.toml"])
+            // Its build script names its own linker script; flags meant for the host programs would break the link.
+            .env_remove("RUSTFLAGS")
+            .env("CARGO_TARGET_DIR", guest_target_dir()),
+    )
+    .context("building the test guest")?;
+    built()
+}
+
+/// Paths of what [`build`] made.
+///
+/// # Errors
+/// When a program is missing, by name.
+pub fn built() -> Result<Binaries> {
+    let release = target_dir().join("release");
+    let at = |path: PathBuf| -> Result<PathBuf> {
+        path.canonicalize().with_context(|| format!("{} has not been built", path.display()))
+    };
+    Ok(Binaries {
+        mashined: at(release.join("mashined"))?,
+        mashine_vmm: at(release.join("mashine-vmm"))?,
+        mashines_control: at(release.join("mashines-control"))?,
+        mashines: at(release.join("mashines"))?,
+        guest: at(guest_target_dir().join("release/mashine-guest"))?,
+    })
+}

@@ -1,0 +1,163 @@
+//! What this machine must have before anything runs: packages, limits, devices, privileges.
+//!
+//! Idempotent, and silent when nothing is missing. What cannot be put right from here is explained with its remedy.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::command;
+
+/// A program we call, and the Debian package that has it.
+const NEEDED: [(&str, &str); 4] = [("ip", "iproute2"), ("cc", "gcc"), ("make", "make"), ("ld", "binutils")];
+
+/// Locked memory each child may use: glommio registers its io_uring buffers, some MiB per shard. Debian's default is 8 MiB in all.
+const MEMLOCK_BYTES: u64 = 512 << 20;
+
+/// Open files each child may have: sockets, memfds and devices of some hundred machines.
+const OPEN_FILES: u64 = 65_536;
+
+/// Whether the machine can run virtual machines, and if not, why and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kvm {
+    /// `/dev/kvm` and `/dev/net/tun` can be opened.
+    Usable,
+    /// They cannot; the text says which, why, and the remedy.
+    Missing(String),
+}
+
+/// Installs what is missing. Asks for nothing when all is there.
+///
+/// # Errors
+/// When a package is missing and cannot be installed.
+pub fn packages() -> Result<()> {
+    let missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(program, _)| command::locate(program).is_none())
+        .map(|&(_, package)| package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if command::locate("apt-get").is_none() {
+        bail!(
+            "missing: {}. This is not a Debian or Ubuntu: install them with its package tool",
+            missing.join(", ")
+        );
+    }
+    eprintln!("setup: installing {}", missing.join(", "));
+    let apt = || -> Result<Command> {
+        let mut command = as_root("apt-get")?;
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        Ok(command)
+    };
+    command::watch(apt()?.args(["update", "-qq"])).context("apt-get update: is the network there?")?;
+    command::watch(apt()?.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing))
+        .with_context(|| format!("installing {}", missing.join(", ")))
+}
+
+/// `program` with root's rights: itself, or through sudo.
+///
+/// # Errors
+/// When we are not root and there is no sudo.
+pub fn as_root(program: &str) -> Result<Command> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(Command::new(program));
+    }
+    if command::locate("sudo").is_none() {
+        bail!("this needs root and there is no sudo here: become root and run it again");
+    }
+    let mut command = Command::new("sudo");
+    command.arg(program);
+    Ok(command)
+}
+
+/// Goes on as root: returns if we are, else replaces this process by itself under sudo.
+///
+/// Call it after everything has been built, so that no file in the target directory belongs to root.
+///
+/// # Errors
+/// When we are not root and cannot become it.
+pub fn become_root() -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    if is_under_sudo() {
+        bail!("sudo did not make this process root: become root and run it again");
+    }
+    let program = std::env::current_exe().context("finding this program's own file")?;
+    let mut sudo = as_root("env")?;
+    sudo.arg(format!("{REEXECUTED}=1"));
+    // sudo resets the environment; these decide where the binaries are.
+    for name in ["PATH", "CARGO", "CARGO_HOME", "RUSTUP_HOME", "CARGO_TARGET_DIR", "NO_COLOR"] {
+        if let Some(value) = std::env::var_os(name) {
+            sudo.arg(format!("{name}={}", value.to_string_lossy()));
+        }
+    }
+    eprintln!("namespaces and /dev/kvm need root: going on through sudo");
+    let failed = sudo.arg(program).args(std::env::args_os().skip(1)).exec();
+    Err(failed).context("running sudo")
+}
+
+/// Whether this process was started by [`become_root`]; then everything has been built already.
+pub fn is_under_sudo() -> bool {
+    std::env::var_os(REEXECUTED).is_some()
+}
+
+/// Set when we run under our own sudo.
+const REEXECUTED: &str = "MASHINES_XTASK_UNDER_SUDO";
+
+/// Raises the limits that children inherit.
+///
+/// # Errors
+/// When a limit is too low and may not be raised.
+pub fn limits() -> Result<()> {
+    raise(Resource::Memlock, MEMLOCK_BYTES, "locked memory (memlock)")?;
+    raise(Resource::Nofile, OPEN_FILES, "open files (nofile)")
+}
+
+fn raise(resource: Resource, wanted: u64, name: &str) -> Result<()> {
+    let now = getrlimit(resource);
+    // `None` is "no limit".
+    let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= wanted);
+    if enough(now.current) {
+        return Ok(());
+    }
+    let maximum = if enough(now.maximum) { now.maximum } else { Some(wanted) };
+    setrlimit(resource, Rlimit { current: Some(wanted), maximum }).with_context(|| {
+        format!(
+            "raising the limit of {name} to {wanted}: raise it in /etc/security/limits.conf or run as root"
+        )
+    })
+}
+
+/// Looks for the devices a VMM needs.
+pub fn kvm() -> Kvm {
+    for (path, remedy) in [
+        (
+            "/dev/kvm",
+            "load the module (`modprobe kvm_intel` or `kvm_amd`), switch virtualisation on in the firmware, or, in a virtual machine, allow nested virtualisation; in a container, pass --device /dev/kvm",
+        ),
+        ("/dev/net/tun", "load the module (`modprobe tun`); in a container, pass --device /dev/net/tun"),
+    ] {
+        let opened = std::fs::OpenOptions::new().read(true).write(true).open(Path::new(path));
+        if let Err(error) = opened {
+            return Kvm::Missing(format!("{path}: {error}; {remedy}"));
+        }
+    }
+    Kvm::Usable
+}
+
+/// As [`kvm`], for commands that cannot do without.
+///
+/// # Errors
+/// The reason and remedy when a device is missing.
+pub fn require_kvm() -> Result<()> {
+    match kvm() {
+        Kvm::Usable => Ok(()),
+        Kvm::Missing(why) => bail!("this machine cannot run virtual machines: {why}"),
+    }
+}

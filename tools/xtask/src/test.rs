@@ -1,0 +1,112 @@
+//! `cargo xtask test`: everything that can be tested on this machine, within the time that CI has.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::demo::DemoResult;
+use crate::report::{Outcome, Report};
+use crate::setup::{self, Kvm};
+use crate::suites::Suite;
+use crate::{check, command, fuzz, repository, sim};
+
+/// Seeds of the protocol simulator.
+const SEEDS: u64 = 100_000;
+/// Seconds for each fuzz target.
+const FUZZ_SECONDS: u32 = 10;
+/// Building and running the unit tests from nothing.
+const UNIT_LIMIT: Duration = Duration::from_secs(20 * 60);
+/// The same for the end-to-end tests.
+const END_TO_END_LIMIT: Duration = Duration::from_secs(15 * 60);
+/// The demo, its fleet included.
+const DEMO_LIMIT: Duration = Duration::from_secs(3 * 60);
+
+/// Runs all steps and prints the table. Returns whether nothing failed.
+///
+/// # Errors
+/// When this machine cannot be set up.
+pub fn run() -> Result<bool> {
+    setup::packages()?;
+    setup::limits()?;
+    let kvm = kvm_as_root();
+    let mut report = Report::default();
+    check::run(&mut report);
+    report.step("build", || repository::build().map(|_| Outcome::passed("")));
+    report.step("unit tests", unit_tests);
+    report.step("test guest, unit tests", guest_tests);
+    report.step("simulator", || sim::outcome(SEEDS));
+    report.step("end-to-end tests", || on_kvm(&kvm, end_to_end));
+    report.step("demo", || on_kvm(&kvm, demo));
+    report.step("fuzz", || fuzz::run(FUZZ_SECONDS));
+    print!("\n{}", report.table());
+    Ok(report.ok())
+}
+
+/// Whether the devices are there; we may not be root yet, but the programs that use them will.
+fn kvm_as_root() -> Kvm {
+    if rustix::process::geteuid().is_root() {
+        return setup::kvm();
+    }
+    match setup::as_root("true").and_then(|mut command| command::read(&mut command)) {
+        Ok(_) if std::path::Path::new("/dev/kvm").exists() => Kvm::Usable,
+        Ok(_) => setup::kvm(),
+        Err(error) => Kvm::Missing(format!("{error:#}")),
+    }
+}
+
+fn on_kvm(kvm: &Kvm, work: impl FnOnce() -> Result<Outcome>) -> Result<Outcome> {
+    match kvm {
+        Kvm::Usable => work(),
+        Kvm::Missing(why) => Ok(Outcome::skipped(why)),
+    }
+}
+
+fn unit_tests() -> Result<Outcome> {
+    let suite = Suite {
+        select: &["--workspace", "--exclude", "tests"],
+        arguments: &[],
+        parallel: true,
+        limit: UNIT_LIMIT,
+    };
+    suite.run(|_| ())
+}
+
+fn guest_tests() -> Result<Outcome> {
+    let suite = Suite {
+        select: &["--manifest-path", "tests/guest/Cargo.toml", "--lib"],
+        arguments: &[],
+        parallel: false,
+        limit: UNIT_LIMIT,
+    };
+    suite.run(|cargo| {
+        cargo.env_remove("RUSTFLAGS").env("CARGO_TARGET_DIR", repository::guest_target_dir());
+    })
+}
+
+/// Real processes on real KVM. One test after the other: each has a fleet that wants the machine's cores.
+fn end_to_end() -> Result<Outcome> {
+    let suite = Suite {
+        select: &["--package", "tests"],
+        arguments: &["--test-threads=1"],
+        parallel: false,
+        limit: END_TO_END_LIMIT,
+    };
+    suite.run(|cargo| {
+        if !rustix::process::geteuid().is_root() {
+            cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
+        }
+    })
+}
+
+/// The demo as a user runs it: a process of its own, judged by its last line.
+fn demo() -> Result<Outcome> {
+    let program = std::env::current_exe().context("finding this program's own file")?;
+    let mut demo = std::process::Command::new(program);
+    let watched = command::stream(demo.args(["demo", "--memory", "256M", "--json"]), DEMO_LIMIT)?;
+    let last = watched.lines.iter().rev().find(|line| line.starts_with('{'));
+    let result: DemoResult = serde_json::from_str(last.context("the demo printed no result")?)
+        .context("reading the demo's result")?;
+    let pauses: Vec<String> = result.migrations.iter().map(|one| format!("{} us", one.pause_us)).collect();
+    let note = format!("{} migrations, pauses {}", pauses.len(), pauses.join(", "));
+    Ok(if result.ok && watched.succeeded { Outcome::passed(note) } else { Outcome::failed(note) })
+}

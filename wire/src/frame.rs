@@ -159,7 +159,6 @@ macro_rules! message {
         $(impl Message for $ty { const KIND: Kind = Kind::$kind; })+
     };
 }
-pub(crate) use message;
 
 message! {
     crate::vmm::ToVmm => ToVmm,

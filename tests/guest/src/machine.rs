@@ -84,13 +84,15 @@ pub struct Boot {
     pub kvmclock: Option<KvmClock>,
     /// Managed pages.
     pub managed: &'static Managed,
+    /// vCPUs that run.
+    pub vcpus: u32,
 }
 
 impl Machine {
     /// A machine that has just booted. Orders the load of the command line.
     #[must_use]
     pub fn new(boot: Boot) -> Self {
-        let Boot { config, seed: (boot_id, rng_ok), ram_bytes, clock, kvmclock, managed } = boot;
+        let Boot { config, seed: (boot_id, rng_ok), ram_bytes, clock, kvmclock, managed, vcpus } = boot;
         let now = cpu::tsc();
         let load =
             Load { rate: config.dirty_rate, ws: config.ws, entropy: config.entropy, pattern: config.pattern };
@@ -99,7 +101,7 @@ impl Machine {
             boot_id,
             rng_ok,
             ram_bytes,
-            vcpus: 1,
+            vcpus,
             clock,
             kvmclock,
             serial: Serial::new(),
@@ -215,10 +217,6 @@ impl Machine {
     }
 
     fn reports(&self) -> impl Iterator<Item = &'static crate::memory::orders::Report> + use<> {
-        REPORTS.iter().take(physical_count(self.vcpus))
+        REPORTS.iter().take(usize::try_from(self.vcpus).unwrap_or(1))
     }
-}
-
-fn physical_count(vcpus: u32) -> usize {
-    usize::try_from(vcpus).unwrap_or(1)
 }

@@ -19,6 +19,7 @@ mod once;
 mod power;
 mod serial;
 mod services;
+mod smp;
 mod trap;
 mod virtio;
 
@@ -38,6 +39,7 @@ use net::Stack;
 use once::Once;
 use services::{SOCKETS, Services};
 use smoltcp::iface::SocketStorage;
+use smp::Crew;
 use virtio::mmio::{Device, Kind};
 use virtio::net::Net;
 
@@ -78,6 +80,7 @@ extern "C" fn rust_main(start_info: u32) -> ! {
         (stack, services)
     });
 
+    let vcpus = smp::start(config.vcpus, &mut frames, apic, &clock);
     let managed = MANAGED.set(Managed::new(frames, seed));
     let boot = Boot {
         config,
@@ -86,9 +89,12 @@ extern "C" fn rust_main(start_info: u32) -> ! {
         clock,
         kvmclock,
         managed,
+        vcpus,
     };
     let mut machine = Machine::new(boot);
-    let mut worker = Worker::new(managed, &REPORTS[0], 0, 1, clock.hz);
+    let mut worker = Worker::new(managed, &REPORTS[0], 0, vcpus, clock.hz);
+    smp::set_spin(machine.spin);
+    smp::go(Crew { managed, clock, vcpus });
     if let Some((stack, _)) = &mut network {
         stack.set_interrupts(!machine.spin);
     }
@@ -122,6 +128,7 @@ fn turn(
         machine.net_frames = stack.frames();
         if machine.spin != was_spin {
             stack.set_interrupts(!machine.spin);
+            smp::set_spin(machine.spin);
         }
     }
     busy |= machine.serial.send_one();
@@ -157,6 +164,9 @@ fn probe(config: &Config) -> Devices {
 /// Tells on the serial line that the guest is up.
 fn announce(machine: &mut Machine, network: bool) {
     let Machine { config, serial, ram_bytes, vcpus, .. } = machine;
+    if *vcpus < config.vcpus {
+        serial.line(format_args!("only {vcpus} of {} vcpus started", config.vcpus));
+    }
     if config.rejected > 0 {
         serial.line(format_args!("{} words of the command line make no sense", config.rejected));
     }
@@ -167,10 +177,4 @@ fn announce(machine: &mut Machine, network: bool) {
         OrDash(config.ip6),
         if network { "" } else { " no-network" },
     ));
-}
-
-/// Where `boot.s` goes on, on further vCPUs.
-#[unsafe(no_mangle)]
-extern "C" fn rust_ap_main(_number: u32) -> ! {
-    cpu::halt()
 }

@@ -4,6 +4,7 @@
 
 mod hygiene;
 mod layering;
+mod licences;
 mod lints;
 mod size;
 mod steps;

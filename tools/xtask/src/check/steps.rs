@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{hygiene, layering, lints, size, unsafe_list};
+use super::{hygiene, layering, licences, lints, size, unsafe_list};
 use crate::report::{Outcome, Report};
 
 /// Runs all checks into `report`.
@@ -12,7 +12,8 @@ pub fn run(report: &mut Report) {
     report.step("file size", || found(size::violations()?));
     report.step("unsafe list", || found(unsafe_list::violations()?));
     report.step("file hygiene", || found(hygiene::violations()?));
-    report.step("licences and bans", lints::dependencies);
+    report.step("licences", || found(licences::violations()?));
+    report.step("cargo-deny", lints::dependencies);
     report.step("clippy", || lints::clippy(None));
     report.step("clippy, test guest", || lints::clippy(Some("tests/guest/Cargo.toml")));
 }

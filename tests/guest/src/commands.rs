@@ -3,6 +3,7 @@
 use crate::machine::{End, Machine};
 use crate::memory::orders::{Load, Tally, Task};
 use crate::services::Reply;
+use crate::virtio::blk::{Blk, BlkTally, BlkTask};
 use crate::{cpu, trap};
 use core::fmt::Write as _;
 use guest_core::command::{Command, Damage};
@@ -70,9 +71,10 @@ pub fn execute(line: &str, machine: &mut Machine) -> Outcome {
             let mode = mode(spin);
             Outcome::Reply(Reply::from_args(format_args!(r#"{{"ok":true,"mode":"{mode}"}}"#)))
         }
-        Command::BlkFill { .. } | Command::BlkDirty { .. } | Command::BlkFlush | Command::BlkVerify => {
-            Outcome::error("no block device")
-        }
+        Command::BlkFill { blocks } => start_blk(machine, BlkTask::Fill, blocks),
+        Command::BlkFlush => start_blk(machine, BlkTask::Flush, None),
+        Command::BlkVerify => start_blk(machine, BlkTask::Verify, None),
+        Command::BlkDirty { rate, ws } => blk_dirty(machine, rate, ws.unwrap_or(0)),
         Command::Shutdown => {
             machine.end_soon(End::Off);
             Outcome::ok()
@@ -99,8 +101,31 @@ pub fn task_reply(task: Task, tally: &Tally, us: u64) -> Reply {
     }
 }
 
+/// The reply to a disk task that is done.
+#[must_use]
+pub fn blk_reply(tally: &BlkTally, us: u64) -> Reply {
+    let BlkTally { blocks, unwritten, wrong, first_wrong, errors } = *tally;
+    let first = OrNull(first_wrong);
+    Reply::from_args(format_args!(
+        r#"{{"ok":true,"blocks":{blocks},"unwritten":{unwritten},"wrong":{wrong},"first_wrong":{first},"errors":{errors},"us":{us}}}"#
+    ))
+}
+
 fn start(machine: &mut Machine, task: Task) -> Outcome {
     if machine.start(task) { Outcome::Wait } else { Outcome::error("busy") }
+}
+
+fn start_blk(machine: &mut Machine, task: BlkTask, blocks: Option<u64>) -> Outcome {
+    match machine.start_blk(task, blocks) {
+        Ok(()) => Outcome::Wait,
+        Err(error) => Outcome::error(error),
+    }
+}
+
+fn blk_dirty(machine: &mut Machine, rate: u64, ws: u64) -> Outcome {
+    let Some(blk) = &mut machine.blk else { return Outcome::error("no block device") };
+    blk.set_load(rate, ws, cpu::tsc());
+    Outcome::Reply(Reply::from_args(format_args!(r#"{{"ok":true,"rate":{rate},"ws":{ws}}}"#)))
 }
 
 fn mode(spin: bool) -> &'static str {
@@ -148,6 +173,7 @@ fn gap(machine: &Machine) -> Reply {
 fn status(machine: &Machine) -> Reply {
     let Load { rate, ws, entropy, pattern } = machine.load;
     let job = match machine.task {
+        None if machine.blk_task.is_some() => "blk",
         None => "none",
         Some((_, Task::Populate { .. }, _)) => "populate",
         Some((_, Task::Verify, _)) => "verify",
@@ -186,11 +212,13 @@ fn status(machine: &Machine) -> Reply {
     );
     let _ = write!(
         reply,
-        r#""gap_us_max":{},"net_rx":{net_rx},"net_tx":{net_tx},"rng_ok":{},"blk_ok":{},"blk_blocks":{}}}"#,
+        r#""gap_us_max":{},"net_rx":{net_rx},"net_tx":{net_tx},"rng_ok":{},"blk_ok":{},"blk_blocks":{},"blk_written":{},"blk_errors":{}}}"#,
         clock.us(machine.gap_max),
         machine.rng_ok,
-        false,
-        0,
+        machine.blk.is_some(),
+        machine.blk.as_ref().map_or(0, Blk::blocks),
+        machine.blk.as_ref().map_or(0, |blk| blk.written),
+        machine.blk.as_ref().map_or(0, |blk| blk.errors),
     );
     reply
 }

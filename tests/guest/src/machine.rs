@@ -6,6 +6,7 @@ use crate::kvmclock::KvmClock;
 use crate::memory::managed::Managed;
 use crate::memory::orders::{Load, ORDERS, REPORTS, Tally, Task};
 use crate::serial::Serial;
+use crate::virtio::blk::{Blk, BlkTally, BlkTask};
 use core::sync::atomic::Ordering;
 use guest_core::cmdline::Config;
 use guest_core::gap::Gaps;
@@ -57,6 +58,10 @@ pub struct Machine {
     pub populated: bool,
     /// The task under way: number, what, since when (ticks).
     pub task: Option<(u64, Task, u64)>,
+    /// The disk, if there is one.
+    pub blk: Option<Blk>,
+    /// The disk task under way, and since when (ticks).
+    pub blk_task: Option<(BlkTask, u64)>,
     /// Load to order when populating is done.
     pub load_after_populate: Option<Load>,
     /// Turns of the loop.
@@ -86,13 +91,15 @@ pub struct Boot {
     pub managed: &'static Managed,
     /// vCPUs that run.
     pub vcpus: u32,
+    /// The disk, if there is one.
+    pub blk: Option<Blk>,
 }
 
 impl Machine {
     /// A machine that has just booted. Orders the load of the command line.
     #[must_use]
     pub fn new(boot: Boot) -> Self {
-        let Boot { config, seed: (boot_id, rng_ok), ram_bytes, clock, kvmclock, managed, vcpus } = boot;
+        let Boot { config, seed: (boot_id, rng_ok), ram_bytes, clock, kvmclock, managed, vcpus, blk } = boot;
         let now = cpu::tsc();
         let load =
             Load { rate: config.dirty_rate, ws: config.ws, entropy: config.entropy, pattern: config.pattern };
@@ -113,6 +120,8 @@ impl Machine {
             load: idle,
             populated: false,
             task: None,
+            blk,
+            blk_task: None,
             load_after_populate: None,
             loops: 0,
             clock_backwards: 0,
@@ -140,7 +149,7 @@ impl Machine {
 
     /// Starts a task, if none runs.
     pub fn start(&mut self, task: Task) -> bool {
-        if self.task.is_some() {
+        if self.task.is_some() || self.blk_task.is_some() {
             return false;
         }
         self.task = Some((ORDERS.start(task), task, cpu::tsc()));
@@ -164,6 +173,33 @@ impl Machine {
             }
         }
         Some((task, tally, us))
+    }
+
+    /// Starts a disk task over the first `blocks`.
+    ///
+    /// # Errors
+    /// A text, if there is no disk or something else is under way.
+    pub fn start_blk(&mut self, task: BlkTask, blocks: Option<u64>) -> Result<(), &'static str> {
+        if self.task.is_some() || self.blk_task.is_some() {
+            return Err("busy");
+        }
+        self.blk.as_mut().ok_or("no block device")?.begin(task, blocks);
+        self.blk_task = Some((task, cpu::tsc()));
+        Ok(())
+    }
+
+    /// Goes on with the disk: whether it has work, and a task that has just ended, with its microseconds.
+    pub fn step_blk(&mut self) -> (bool, Option<(BlkTask, BlkTally, u64)>) {
+        let Some(blk) = &mut self.blk else { return (false, None) };
+        let now = cpu::tsc();
+        let (busy, done) = blk.step(now);
+        let done = done.zip(self.blk_task);
+        let done =
+            done.map(|((task, tally), (_, since))| (task, tally, self.clock.us(now.saturating_sub(since))));
+        if done.is_some() {
+            self.blk_task = None;
+        }
+        (busy, done)
     }
 
     /// Pages written since boot, by all vCPUs.

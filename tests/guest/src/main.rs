@@ -40,6 +40,7 @@ use once::Once;
 use services::{SOCKETS, Services};
 use smoltcp::iface::SocketStorage;
 use smp::Crew;
+use virtio::blk::Blk;
 use virtio::mmio::{Device, Kind};
 use virtio::net::Net;
 
@@ -54,6 +55,7 @@ static MANAGED: Once<Managed> = Once::new();
 #[derive(Default)]
 struct Devices {
     net: Option<Device>,
+    blk: Option<Device>,
     rng: Option<Device>,
 }
 
@@ -73,6 +75,7 @@ extern "C" fn rust_main(start_info: u32) -> ! {
     let from_device = devices.rng.and_then(|device| virtio::rng::seed(&device, &mut frames, &clock));
     let seed = from_device.unwrap_or_else(|| mix(cpu::tsc()));
     let net = devices.net.and_then(|device| Net::start(device, &mut frames));
+    let blk = devices.blk.and_then(|device| Blk::start(device, &mut frames, seed, clock.hz));
     let mut storage: [SocketStorage<'_>; SOCKETS] = Default::default();
     let mut network = net.map(|net| {
         let mut stack = Stack::new(net, &config, seed, &mut storage, clock.uptime_us());
@@ -90,6 +93,7 @@ extern "C" fn rust_main(start_info: u32) -> ! {
         kvmclock,
         managed,
         vcpus,
+        blk,
     };
     let mut machine = Machine::new(boot);
     let mut worker = Worker::new(managed, &REPORTS[0], 0, vcpus, clock.hz);
@@ -114,9 +118,15 @@ fn turn(
     let now_us = machine.turn();
     let mut busy = worker.step();
     let finished = machine.finished();
+    let (blk_busy, blk_finished) = machine.step_blk();
+    busy |= blk_busy;
     if let Some((stack, services)) = network {
         if let Some((task, tally, us)) = finished {
             let reply = commands::task_reply(task, &tally, us);
+            services.task_done(&mut stack.sockets, machine, &reply);
+        }
+        if let Some((_, tally, us)) = blk_finished {
+            let reply = commands::blk_reply(&tally, us);
             services.task_done(&mut stack.sockets, machine, &reply);
         }
         let was_spin = machine.spin;
@@ -154,7 +164,7 @@ fn probe(config: &Config) -> Devices {
         let place = match kind {
             Kind::Net => &mut devices.net,
             Kind::Rng => &mut devices.rng,
-            Kind::Blk => continue,
+            Kind::Blk => &mut devices.blk,
         };
         place.get_or_insert(device);
     }

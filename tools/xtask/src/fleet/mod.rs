@@ -7,6 +7,7 @@
 //! Files of a fleet are in `/run/mashines/NAME`: `fleet.json` (what is up), `api.sock` (REST), `pki/`, `control/`, `host-a/`
 //! and one log per process.
 
+mod faults;
 pub mod layout;
 pub mod leaks;
 pub mod netns;

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -78,7 +79,7 @@ fn add_namespace(name: &str) -> Result<()> {
 }
 
 /// Runs `ip` commands in a namespace, stopping at the first that fails.
-fn batch(namespace: &str, commands: &[String]) -> Result<()> {
+pub(super) fn batch(namespace: &str, commands: &[String]) -> Result<()> {
     // A `-6` before the object is an option of `ip`, which a batch line may not have.
     let (v6, plain): (Vec<_>, Vec<_>) = commands.iter().partition(|line| line.starts_with("-6 "));
     run_batch(namespace, &["-batch", "-"], &plain)?;
@@ -159,6 +160,13 @@ pub fn within<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> Resu
         // A panic in `work` is this caller's panic.
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Whether a process is in the namespace of the file `namespace`.
+pub(super) fn is_in(pid: i32, namespace: &Path) -> bool {
+    let inode = |path: &Path| std::fs::metadata(path).ok().map(|data| (data.dev(), data.ino()));
+    let own = inode(&PathBuf::from(format!("/proc/{pid}/ns/net")));
+    own.is_some() && own == inode(namespace)
 }
 
 fn enter(namespace: &File) -> Result<()> {

@@ -37,7 +37,7 @@ pub struct Plan {
 pub struct Fleet {
     plan: Plan,
     hosts: Vec<Host>,
-    children: Vec<(String, Child)>,
+    pub(super) children: Vec<(String, Child)>,
     kept: bool,
 }
 
@@ -64,8 +64,7 @@ impl Fleet {
             .with_context(|| format!("making {}", name.state_dir().display()))?;
         netns::create(name, &self.hosts)?;
         self.make_certificates()?;
-        self.start(services::control(&self.plan.name, &self.plan.binaries))?;
-        self.await_api()?;
+        self.start_control()?;
         for host in self.hosts.clone() {
             self.start_host(&host)?;
         }
@@ -99,18 +98,27 @@ impl Fleet {
         self.start(services::host(&plan.name, host, &plan.binaries, &plan.ram_limit))
     }
 
-    fn await_api(&mut self) -> Result<()> {
+    /// Starts the control plane, at first or again after it was killed, and waits until it answers.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not become ready.
+    pub fn start_control(&mut self) -> Result<()> {
+        self.start(services::control(&self.plan.name, &self.plan.binaries))?;
         let socket = self.plan.name.api_socket();
         self.await_that("the control plane's API", |_| {
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
         })
     }
 
-    fn await_hosts(&mut self) -> Result<()> {
+    /// Waits until all hosts have joined.
+    ///
+    /// # Errors
+    /// When they do not in time.
+    pub fn await_hosts(&mut self) -> Result<()> {
         let count = self.hosts.len();
         self.await_that("all hosts to join", |fleet| {
             command::read(fleet.cli().args(["host", "ls", "--json"]))
-                .is_ok_and(|text| state::ready_hosts(&text) == count)
+                .is_ok_and(|text| state::online_hosts(&text) == count)
         })
     }
 

@@ -24,11 +24,11 @@ pub(super) fn read(fleet: &FleetName) -> Option<Record> {
     serde_json::from_str(&text).ok()
 }
 
-/// How many hosts are ready, in the output of `mashines host ls --json`.
-pub(super) fn ready_hosts(text: &str) -> usize {
+/// How many hosts are in sight, in the output of `mashines host ls --json`.
+pub(super) fn online_hosts(text: &str) -> usize {
     let Ok(list) = serde_json::from_str::<serde_json::Value>(text) else { return 0 };
     let hosts = list.as_array().or_else(|| list.get("hosts").and_then(|hosts| hosts.as_array()));
-    let ready =
-        |host: &&serde_json::Value| host.get("state").and_then(|state| state.as_str()) == Some("ready");
-    hosts.map_or(0, |hosts| hosts.iter().filter(ready).count())
+    let online =
+        |host: &&serde_json::Value| host.get("state").and_then(|state| state.as_str()) == Some("online");
+    hosts.map_or(0, |hosts| hosts.iter().filter(online).count())
 }

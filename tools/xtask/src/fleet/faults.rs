@@ -1,0 +1,55 @@
+//! Breaking a fleet on purpose, and mending it: what the end-to-end tests inject.
+
+use anyhow::{Context, Result, bail};
+
+use super::layout::{FABRIC_LINK, Host};
+use super::processes::{self, Process};
+use super::{Fleet, netns};
+
+impl Fleet {
+    /// Kills a daemon (`control` or a host's name) with SIGKILL, as a crash would. Its machines go on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&mut self, service: &str) -> Result<()> {
+        let Some(place) = self.children.iter().position(|(name, _)| name == service) else {
+            bail!("{service} does not run");
+        };
+        let (name, mut child) = self.children.swap_remove(place);
+        child.kill().with_context(|| format!("killing {name}"))?;
+        child.wait().with_context(|| format!("waiting for {name}")).map(drop)
+    }
+
+    /// The processes that run machines, on all hosts. On one machine they share a process table, so the host is told by the network namespace.
+    pub fn vmms(&self) -> Vec<Process> {
+        let mut found = processes::of_fleet(self.name());
+        found.retain(|process| process.program == processes::VMM_PROGRAM);
+        found
+    }
+
+    /// The processes that run machines on one host.
+    pub fn vmms_on(&self, host: &Host) -> Vec<Process> {
+        let namespace = netns::path(&self.name().host_namespace(host));
+        let mut found = self.vmms();
+        found.retain(|process| netns::is_in(process.pid, &namespace));
+        found
+    }
+
+    /// Cuts a host off the fabric: its link stays up and every packet is lost, as with a broken switch.
+    ///
+    /// # Errors
+    /// When `ip` refuses.
+    pub fn cut(&self, host: &Host) -> Result<()> {
+        let port = host.fabric_port();
+        netns::batch(&self.name().fabric_namespace(), &[format!("link set {port} nomaster")])
+    }
+
+    /// Undoes [`Fleet::cut`].
+    ///
+    /// # Errors
+    /// When `ip` refuses.
+    pub fn mend(&self, host: &Host) -> Result<()> {
+        let port = host.fabric_port();
+        netns::batch(&self.name().fabric_namespace(), &[format!("link set {port} master {FABRIC_LINK}")])
+    }
+}

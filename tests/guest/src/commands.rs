@@ -11,6 +11,7 @@ use guest_core::gap::THRESHOLD_NAMES;
 use guest_core::text::{OrNull, Quoted};
 
 /// What a command comes to.
+#[expect(clippy::large_enum_variant, reason = "there is no heap to box it on")]
 pub enum Outcome {
     /// A reply at once.
     Reply(Reply),

@@ -59,7 +59,7 @@ impl KvmClock {
         let ticks = u128::from(tsc.saturating_sub(s.tsc));
         let ticks =
             if s.shift < 0 { ticks >> s.shift.unsigned_abs() } else { ticks << s.shift.unsigned_abs() };
-        s.ns.checked_add(u64::try_from(ticks * u128::from(s.mul) >> 32).ok()?)
+        s.ns.checked_add(u64::try_from((ticks * u128::from(s.mul)) >> 32).ok()?)
     }
 
     fn snapshot(&self) -> Option<Snapshot> {
@@ -72,7 +72,7 @@ impl KvmClock {
                 mul,
                 shift: i8::from_le_bytes([rest & 0xff].map(|b: u32| u8::try_from(b).unwrap_or(0))),
             };
-            if version % 2 == 0 && version == self.read(0) {
+            if version.is_multiple_of(2) && version == self.read(0) {
                 return (snapshot.mul != 0 && snapshot.shift.unsigned_abs() < 32).then_some(snapshot);
             }
         }

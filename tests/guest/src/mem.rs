@@ -52,9 +52,9 @@ unsafe extern "C" fn memset(to: *mut u8, byte: i32, count: usize) -> *mut u8 {
 unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, count: usize) -> i32 {
     for i in 0..count {
         // SAFETY: the caller vouches for `count` bytes at `a`.
-        let a = unsafe { a.add(i).read_volatile() };
+        let a = unsafe { a.wrapping_add(i).read_volatile() };
         // SAFETY: and at `b`.
-        let b = unsafe { b.add(i).read_volatile() };
+        let b = unsafe { b.wrapping_add(i).read_volatile() };
         if a != b {
             return i32::from(a) - i32::from(b);
         }

@@ -129,6 +129,12 @@ pub fn mix(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
+/// Maps 64 random bits onto 0..`end`, evenly.
+#[must_use]
+pub fn below(end: u64, random: u64) -> u64 {
+    u64::try_from((u128::from(random) * u128::from(end)) >> 64).unwrap_or(0)
+}
+
 /// Order-dependent sum: detects any single changed word.
 #[derive(Default)]
 struct Checksum(u64);
@@ -184,6 +190,11 @@ mod tests {
         assert_eq!(check(&page(Identity { index: 41, ..ID }, 100), ID), Err(Wrong::Foreign));
         assert_eq!(check(&page(Identity { seed: 8, ..ID }, 100), ID), Err(Wrong::Foreign));
         assert_eq!(check(&[0; WORDS], ID), Err(Wrong::Corrupt));
+    }
+
+    #[test]
+    fn below_covers_its_range() {
+        assert_eq!((below(10, 0), below(10, u64::MAX), below(0, 5)), (0, 9, 0));
     }
 
     #[test]

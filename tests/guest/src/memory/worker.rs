@@ -10,7 +10,7 @@ use core::ops::Range;
 use core::sync::atomic::Ordering;
 use guest_core::budget::Budget;
 use guest_core::command::Pattern;
-use guest_core::page::{Wrong, mix, random_words};
+use guest_core::page::{Wrong, below, mix, random_words};
 
 /// Longest slice of each kind of work in one call, microseconds.
 const SLICE_US: u64 = 80;
@@ -115,8 +115,7 @@ impl Worker {
                 }
                 Pattern::Rand => {
                     self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-                    // Maps 64 random bits onto 0..ws.
-                    u64::try_from(u128::from(mix(self.random)) * u128::from(ws) >> 64).unwrap_or(0)
+                    below(ws, mix(self.random))
                 }
             };
             self.write(self.share.start + offset, words);

@@ -9,7 +9,7 @@ use super::queue::{DEVICE_WRITES, NEXT, Queue};
 use crate::memory::frames::Frames;
 use crate::memory::physical;
 use guest_core::budget::Budget;
-use guest_core::page::{self, Identity, PAGE_BYTES, WORDS, Words, mix};
+use guest_core::page::{self, Identity, PAGE_BYTES, WORDS, Words, below, mix};
 
 /// Most blocks that are used.
 const MAX_BLOCKS: u64 = 65_536;
@@ -164,8 +164,7 @@ impl Blk {
         if self.budget.due(now) > 0 {
             self.budget.spend(1);
             self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let block = u128::from(mix(self.random)) * u128::from(self.ws) >> 64;
-            return Some(Request::Write(u64::try_from(block).unwrap_or(0)));
+            return Some(Request::Write(below(self.ws, mix(self.random))));
         }
         let job = self.job.as_mut()?;
         if job.task == BlkTask::Verify {

@@ -6,8 +6,10 @@
 //! * [`fleet`]: a control plane and hosts on this machine.
 //! * [`demo`]: the main job, watched from all sides.
 //! * [`test`]: everything that can be tested here; [`suites`], [`sim`] and [`fuzz`] are its parts.
+//! * [`bench`]: the benchmarks.
 //! * [`report`]: what a long command did.
 
+pub mod bench;
 pub mod check;
 pub mod command;
 pub mod demo;

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use xtask::fleet::layout::FleetName;
 use xtask::fleet::{self, Fleet, Plan};
 use xtask::report::Report;
-use xtask::{check, command, demo, fuzz, repository, setup, signals, sim, test};
+use xtask::{bench, check, command, demo, fuzz, repository, setup, signals, sim, test};
 
 /// Developer commands of mashines.
 #[derive(Debug, Parser)]
@@ -39,12 +39,18 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
-    /// Run the benchmark suite; arguments are passed on.
-    Bench(Passed),
+    /// Run a benchmark; without a name, list them.
+    Bench {
+        /// Its name.
+        name: Option<String>,
+        #[command(flatten)]
+        passed: Passed,
+    },
 }
 
 #[derive(Debug, Args)]
 struct Passed {
+    /// Passed on.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
@@ -91,12 +97,7 @@ fn run(task: Task) -> Result<bool> {
         Task::Down(which) => take_down(&which.fleet),
         Task::Sim(passed) => command::watch(&mut sim::simulator(&passed.arguments)).map(|()| true),
         Task::Fuzz { seconds } => Ok(reported(|report| report.step("fuzz", || fuzz::run(seconds)))),
-        Task::Bench(passed) => {
-            setup::limits()?;
-            let mut cargo = repository::cargo();
-            cargo.args(["run", "--quiet", "--release", "--package", "benches", "--"]).args(passed.arguments);
-            command::watch(&mut cargo).map(|()| true)
-        }
+        Task::Bench { name, passed } => bench::run(name.as_deref(), &passed.arguments).map(|()| true),
     }
 }
 

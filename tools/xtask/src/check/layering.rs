@@ -9,7 +9,7 @@ use crate::sources::{self, Source};
 use crate::{command, repository};
 
 /// Layer of each crate. A crate may depend on lower layers only.
-const LAYERS: [(&str, u8); 9] = [
+const LAYERS: [(&str, u8); 10] = [
     ("wire", 0),
     ("pki", 1),
     ("vmm", 2),
@@ -17,6 +17,7 @@ const LAYERS: [(&str, u8); 9] = [
     ("controlplane", 3),
     ("tools", 4),
     ("xtask", 4),
+    ("sim", 4),
     ("tests", 5),
     ("benches", 5),
 ];

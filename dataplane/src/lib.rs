@@ -5,9 +5,12 @@
 //!   control sockets of the VMMs;
 //! * the **agent**, one thread with a tokio runtime: the link to the control plane, starting and ending VMM processes, netlink.
 
-pub mod memory;
-pub mod net;
-pub mod vm;
+pub mod agent;
 pub mod doorbell;
+pub mod memory;
+pub mod migrate;
+pub mod net;
 pub mod quic;
+pub mod shard;
 pub mod shards;
+pub mod vm;

@@ -67,8 +67,8 @@ impl Apic {
     }
 
     /// Halts until an interrupt, at most this long.
-    pub fn idle(&self, us: u64) {
-        let count = (self.timer_per_ms * us / 1000).clamp(1, u64::from(u32::MAX));
+    pub fn idle(&self, us: u32) {
+        let count = (self.timer_per_ms * u64::from(us) / 1000).clamp(1, u64::from(u32::MAX));
         if self.x2 {
             cpu::idle(Some((msr(TIMER_INITIAL), count)));
         } else {

@@ -3,7 +3,7 @@
 //! Unknown words are ignored, as they may be meant for another kernel; a known word with a bad value is counted in
 //! [`Config::rejected`] and leaves the default, so that a typing error shows instead of changing the test.
 
-use crate::command::Pattern;
+use crate::command::{Mode, Pattern};
 use crate::text::Text;
 use core::net::{Ipv4Addr, Ipv6Addr};
 use core::str::FromStr;
@@ -37,8 +37,8 @@ pub struct Config {
     pub gw6: Option<Ipv6Addr>,
     /// vCPUs to run, 1..=16.
     pub vcpus: u32,
-    /// Whether the loop never halts.
-    pub spin: bool,
+    /// What the loops do when there is nothing to do.
+    pub mode: Mode,
     /// Whether to populate all pages at boot.
     pub populate: bool,
     /// Dirty rate from boot, pages/s.
@@ -67,7 +67,7 @@ impl Config {
             ip6: None,
             gw6: None,
             vcpus: 1,
-            spin: false,
+            mode: Mode::Idle,
             populate: false,
             dirty_rate: 0,
             ws: 0,
@@ -110,7 +110,7 @@ impl Config {
             "mashine.ip6" => self.ip6 = Some(address(value)?),
             "mashine.gw6" => self.gw6 = Some(address(value)?),
             "mashine.vcpus" => self.vcpus = number(value).filter(|n| (1..=MAX_VCPUS).contains(n))?,
-            "mashine.mode" => self.spin = spin(value)?,
+            "mashine.mode" => self.mode = Mode::parse(value)?,
             "mashine.populate" => self.populate = number::<u8>(value).filter(|n| *n <= 1)? == 1,
             "mashine.dirty" => self.dirty_rate = number(value)?,
             "mashine.ws" => self.ws = number(value)?,
@@ -135,16 +135,6 @@ impl DeviceWindow {
         };
         let gsi = number(parts.next()?)?;
         (base % 4 == 0 && base < 0xffff_f000 && gsi < 48).then_some(Self { base, gsi })
-    }
-}
-
-/// `spin` or `idle`.
-#[must_use]
-pub fn spin(text: &str) -> Option<bool> {
-    match text {
-        "spin" => Some(true),
-        "idle" => Some(false),
-        _ => None,
     }
 }
 
@@ -181,7 +171,10 @@ mod tests {
         assert_eq!(devices[1], DeviceWindow { base: 0xfeb0_2a00, gsi: 12 });
         assert_eq!(config.ip4, Some(Ipv4Addr::new(198, 19, 0, 2)));
         assert_eq!(config.gw6, Some("fe80::1".parse().unwrap()));
-        assert_eq!((config.id.as_str(), config.vcpus, config.spin, config.populate), ("m-1", 2, true, true));
+        assert_eq!(
+            (config.id.as_str(), config.vcpus, config.mode, config.populate),
+            ("m-1", 2, Mode::Spin, true)
+        );
         assert_eq!((config.dirty_rate, config.ws, config.entropy), (20_000, 1000, 50));
         assert_eq!(config.pattern, Pattern::Seq);
     }

@@ -3,8 +3,6 @@
 //! Parsing is total: a line is a [`Command`] or a short error text that is sent back. Words a command does not know
 //! are errors, so that a typing error does not silently test something else.
 
-use crate::cmdline;
-
 /// Order in which pages are dirtied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pattern {
@@ -31,6 +29,45 @@ impl Pattern {
         match self {
             Self::Seq => "seq",
             Self::Rand => "rand",
+        }
+    }
+}
+
+/// What the loops do when there is nothing to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Turn on.
+    Spin,
+    /// Halt for at most a millisecond.
+    Idle,
+    /// Halt for at most 20 ms.
+    Rest,
+}
+
+impl Mode {
+    /// `spin`, `idle` or `rest`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Spin, Self::Idle, Self::Rest].into_iter().find(|mode| mode.name() == text)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Spin => "spin",
+            Self::Idle => "idle",
+            Self::Rest => "rest",
+        }
+    }
+
+    /// Longest halt, microseconds; 0 if it never halts.
+    #[must_use]
+    pub fn halt_us(self) -> u32 {
+        match self {
+            Self::Spin => 0,
+            Self::Idle => 1000,
+            Self::Rest => 20_000,
         }
     }
 }
@@ -70,7 +107,7 @@ pub enum Command {
     Corrupt { page: Option<u64>, damage: Damage },
     Gap,
     GapReset,
-    Mode { spin: bool },
+    Mode(Mode),
     BlkFill { blocks: Option<u64> },
     BlkDirty { rate: u64, ws: Option<u64> },
     BlkFlush,
@@ -91,8 +128,8 @@ impl Command {
         let command = match (command, next.next()) {
             ("gap", Some("reset")) => return end(next, Self::GapReset),
             ("mode", Some(mode)) => {
-                let spin = cmdline::spin(mode).ok_or("mode is spin or idle")?;
-                return end(next, Self::Mode { spin });
+                let mode = Mode::parse(mode).ok_or("mode is spin, idle or rest")?;
+                return end(next, Self::Mode(mode));
             }
             ("blk", Some("flush")) => return end(next, Self::BlkFlush),
             ("blk", Some("verify")) => return end(next, Self::BlkVerify),
@@ -184,7 +221,7 @@ mod tests {
         assert_eq!(Command::parse("ping"), Ok(Command::Ping));
         assert_eq!(Command::parse(" gap  reset "), Ok(Command::GapReset));
         assert_eq!(Command::parse("gap"), Ok(Command::Gap));
-        assert_eq!(Command::parse("mode spin"), Ok(Command::Mode { spin: true }));
+        assert_eq!(Command::parse("mode spin"), Ok(Command::Mode(Mode::Spin)));
         assert_eq!(
             Command::parse("dirty rate=20000 ws=5 entropy=50 pattern=seq"),
             Ok(Command::Dirty {

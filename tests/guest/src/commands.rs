@@ -67,9 +67,9 @@ pub fn execute(line: &str, machine: &mut Machine) -> Outcome {
             machine.reset_gaps();
             Outcome::Reply(reply)
         }
-        Command::Mode { spin } => {
-            machine.spin = spin;
-            let mode = mode(spin);
+        Command::Mode(mode) => {
+            machine.mode = mode;
+            let mode = mode.name();
             Outcome::Reply(Reply::from_args(format_args!(r#"{{"ok":true,"mode":"{mode}"}}"#)))
         }
         Command::BlkFill { blocks } => start_blk(machine, BlkTask::Fill, blocks),
@@ -127,10 +127,6 @@ fn blk_dirty(machine: &mut Machine, rate: u64, ws: u64) -> Outcome {
     let Some(blk) = &mut machine.blk else { return Outcome::error("no block device") };
     blk.set_load(rate, ws, cpu::tsc());
     Outcome::Reply(Reply::from_args(format_args!(r#"{{"ok":true,"rate":{rate},"ws":{ws}}}"#)))
-}
-
-fn mode(spin: bool) -> &'static str {
-    if spin { "spin" } else { "idle" }
 }
 
 fn load(load: Load) -> Reply {
@@ -202,7 +198,7 @@ fn status(machine: &Machine) -> Reply {
         machine.clock_backwards,
         trap::count(trap::TIMER),
         machine.loops,
-        mode(machine.spin),
+        machine.mode.name(),
     );
     let _ = write!(
         reply,

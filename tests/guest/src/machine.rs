@@ -9,6 +9,7 @@ use crate::serial::Serial;
 use crate::virtio::blk::{Blk, BlkTally, BlkTask};
 use core::sync::atomic::Ordering;
 use guest_core::cmdline::Config;
+use guest_core::command::Mode;
 use guest_core::gap::Gaps;
 
 /// A gap that is told on the serial line, and how often at most.
@@ -48,8 +49,8 @@ pub struct Machine {
     /// The largest gap since boot, ticks.
     pub gap_max: u64,
     gap_report_at: u64,
-    /// Whether the loop never halts.
-    pub spin: bool,
+    /// What the loops do when there is nothing to do.
+    pub mode: Mode,
     /// Managed pages.
     pub managed: &'static Managed,
     /// The load that was ordered.
@@ -115,7 +116,7 @@ impl Machine {
             gaps: Gaps::new(clock.hz, now),
             gap_max: 0,
             gap_report_at: 0,
-            spin: config.spin,
+            mode: config.mode,
             managed,
             load: idle,
             populated: false,

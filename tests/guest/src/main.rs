@@ -26,6 +26,7 @@ mod virtio;
 use apic::Apic;
 use clock::Clock;
 use guest_core::cmdline::Config;
+use guest_core::command::Mode;
 use guest_core::page::mix;
 use guest_core::text::OrDash;
 use kvmclock::KvmClock;
@@ -45,9 +46,6 @@ use virtio::mmio::{Device, Kind};
 use virtio::net::Net;
 
 core::arch::global_asm!(include_str!("boot.s"), options(att_syntax));
-
-/// Longest halt of a loop that may have work, microseconds.
-const TICK_US: u64 = 1000;
 
 static MANAGED: Once<Managed> = Once::new();
 
@@ -97,10 +95,10 @@ extern "C" fn rust_main(start_info: u32) -> ! {
     };
     let mut machine = Machine::new(boot);
     let mut worker = Worker::new(managed, &REPORTS[0], 0, vcpus, clock.hz);
-    smp::set_spin(machine.spin);
+    smp::set_mode(machine.mode);
     smp::go(Crew { managed, clock, vcpus });
     if let Some((stack, _)) = &mut network {
-        stack.set_interrupts(!machine.spin);
+        stack.set_interrupts(machine.mode != Mode::Spin);
     }
     announce(&mut machine, network.is_some());
     loop {
@@ -129,16 +127,16 @@ fn turn(
             let reply = commands::blk_reply(&tally, us);
             services.task_done(&mut stack.sockets, machine, &reply);
         }
-        let was_spin = machine.spin;
+        let mode_before = machine.mode;
         if stack.ingress(now_us) {
             services.serve(&mut stack.sockets, machine);
             busy = true;
         }
         busy |= stack.egress(now_us);
         machine.net_frames = stack.frames();
-        if machine.spin != was_spin {
-            stack.set_interrupts(!machine.spin);
-            smp::set_spin(machine.spin);
+        if machine.mode != mode_before {
+            stack.set_interrupts(machine.mode != Mode::Spin);
+            smp::set_mode(machine.mode);
         }
     }
     busy |= machine.serial.send_one();
@@ -151,8 +149,8 @@ fn turn(
             End::Panic => panic!("asked for"),
         }
     }
-    if !busy && !machine.spin {
-        apic.idle(TICK_US);
+    if !busy && machine.mode != Mode::Spin {
+        apic.idle(machine.mode.halt_us());
     }
 }
 

@@ -12,7 +12,8 @@ use crate::memory::orders::REPORTS;
 use crate::memory::physical;
 use crate::memory::worker::Worker;
 use crate::once::Once;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use guest_core::command::Mode;
 use guest_core::gap::Gaps;
 
 /// Page below 1 MiB that the trampoline is copied to; its number is the start-up vector.
@@ -22,8 +23,6 @@ const COMMAND_START: u32 = 0x4600 | 8;
 const PATIENCE_US: u64 = 1_000_000;
 /// After INIT, as the CPU manuals ask for.
 const INIT_US: u64 = 10_000;
-/// Longest halt when there is nothing to do, and when there may be soon.
-const IDLE_US: u64 = 1000;
 const RING0_STACK: usize = 4096;
 const RING3_STACK: usize = 64 * 1024;
 const TSS_BYTES: usize = 104 + 8192 + 8;
@@ -49,7 +48,8 @@ pub struct Crew {
 
 static APIC: Once<Apic> = Once::new();
 static CREW: Once<Crew> = Once::new();
-static SPIN: AtomicBool = AtomicBool::new(false);
+/// [`Mode::halt_us`].
+static HALT_US: AtomicU32 = AtomicU32::new(0);
 
 /// Starts vCPUs 1 to `vcpus - 1`; how many run in all. They wait for [`go`].
 pub fn start(vcpus: u32, frames: &mut Frames, apic: Apic, clock: &Clock) -> u32 {
@@ -67,9 +67,9 @@ pub fn go(crew: Crew) {
     }
 }
 
-/// Whether vCPUs without work halt.
-pub fn set_spin(spin: bool) {
-    SPIN.store(spin, Ordering::Relaxed);
+/// What vCPUs without work do.
+pub fn set_mode(mode: Mode) {
+    HALT_US.store(mode.halt_us(), Ordering::Relaxed);
 }
 
 fn copy_trampoline() {
@@ -155,8 +155,9 @@ extern "C" fn rust_ap_main(number: u32) -> ! {
         if gap > report.gap_max.load(Ordering::Relaxed) {
             report.gap_max.store(gap, Ordering::Relaxed);
         }
-        if !worker.step() && !SPIN.load(Ordering::Relaxed) {
-            apic.idle(IDLE_US);
+        let halt_us = HALT_US.load(Ordering::Relaxed);
+        if !worker.step() && halt_us > 0 {
+            apic.idle(halt_us);
             gaps.skip(cpu::tsc());
         }
     }

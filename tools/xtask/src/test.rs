@@ -18,6 +18,8 @@ const FUZZ_SECONDS: u32 = 10;
 const UNIT_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// The same for the end-to-end tests.
 const END_TO_END_LIMIT: Duration = Duration::from_secs(15 * 60);
+/// The guest's smoke test; it ends itself after two minutes.
+const SMOKE_LIMIT: Duration = Duration::from_secs(150);
 /// The demo, its fleet included.
 const DEMO_LIMIT: Duration = Duration::from_secs(3 * 60);
 
@@ -34,6 +36,7 @@ pub fn run() -> Result<bool> {
     report.step("build", || repository::build().map(|_| Outcome::passed("")));
     report.step("unit tests", unit_tests);
     report.step("test guest, unit tests", guest_tests);
+    report.step("test guest, in QEMU", || on_kvm(&kvm, guest_in_qemu));
     report.step("simulator", || sim::outcome(SEEDS));
     report.step("end-to-end tests", || on_kvm(&kvm, end_to_end));
     report.step("demo", || on_kvm(&kvm, demo));
@@ -81,6 +84,23 @@ fn guest_tests() -> Result<Outcome> {
     suite.run(|cargo| {
         cargo.env_remove("RUSTFLAGS").env("CARGO_TARGET_DIR", repository::guest_target_dir());
     })
+}
+
+/// The guest's contract, tried from outside on another VMM than ours.
+fn guest_in_qemu() -> Result<Outcome> {
+    if command::locate("qemu-system-x86_64").is_none() {
+        return Ok(Outcome::skipped("QEMU is not installed: apt-get install qemu-system-x86"));
+    }
+    let mut smoke = setup::as_root("bash")?;
+    smoke
+        .current_dir(repository::root())
+        .arg("-c")
+        .arg("GUEST=$0 exec tests/guest/smoke.sh")
+        .arg(repository::built()?.guest);
+    let watched = command::stream(&mut smoke, SMOKE_LIMIT)?;
+    let checks = watched.lines.iter().filter(|line| line.starts_with("ok ")).count();
+    let passed = u64::try_from(checks)?;
+    Ok(Outcome { passed, failed: u64::from(!watched.succeeded), ..Outcome::default() })
 }
 
 /// Real processes on real KVM. One test after the other: each has a fleet that wants the machine's cores.

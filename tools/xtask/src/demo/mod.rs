@@ -9,6 +9,8 @@ mod flow;
 mod guest;
 mod result;
 mod tcp_info;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use flow::run;

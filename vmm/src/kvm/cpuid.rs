@@ -1,0 +1,185 @@
+//! What the guest is told by CPUID: the host's supported leaves, with this VM's topology and its TSC frequency.
+//!
+//! One package, one thread per core, APIC ids in vCPU order. On a target host the leaves come from the state archive
+//! instead, after a check that the host supports every feature they promise.
+
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use wire::state::CpuidEntry;
+
+/// Subleaf matters (KVM_CPUID_FLAG_SIGNIFCANT_INDEX).
+const INDEXED: u32 = 1;
+const KVM_SIGNATURE: u32 = 0x4000_0000;
+const KVM_TIMING: u32 = 0x4000_0010;
+/// Frequency of KVM's local APIC timer, in kHz.
+const APIC_BUS_KHZ: u32 = 1_000_000;
+
+const LEAF1_ECX_X2APIC: u32 = 1 << 21;
+const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
+const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
+const LEAF1_EDX_HTT: u32 = 1 << 28;
+
+/// Bits needed to number `count` things.
+fn id_bits(count: u32) -> u32 {
+    count.next_power_of_two().trailing_zeros()
+}
+
+fn entry(function: u32, index: u32, regs: [u32; 4]) -> kvm_cpuid_entry2 {
+    let [eax, ebx, ecx, edx] = regs;
+    kvm_cpuid_entry2 { function, index, flags: INDEXED, eax, ebx, ecx, edx, padding: [0; 3] }
+}
+
+/// The leaves of vCPU `id` of `vcpus`.
+pub fn for_vcpu(supported: &CpuId, id: u32, vcpus: u32, tsc_khz: u32) -> Vec<kvm_cpuid_entry2> {
+    let bits = id_bits(vcpus);
+    let mut leaves: Vec<kvm_cpuid_entry2> = supported
+        .as_slice()
+        .iter()
+        .filter(|e| !matches!(e.function, 0xb | 0x1f | KVM_TIMING))
+        .copied()
+        .collect();
+    for e in &mut leaves {
+        match e.function {
+            1 => {
+                e.ebx = (e.ebx & 0xffff) | (id & 0xff) << 24 | vcpus.next_power_of_two().min(255) << 16;
+                e.ecx |= LEAF1_ECX_X2APIC | LEAF1_ECX_TSC_DEADLINE | LEAF1_ECX_HYPERVISOR;
+                e.edx = if vcpus > 1 { e.edx | LEAF1_EDX_HTT } else { e.edx & !LEAF1_EDX_HTT };
+            }
+            4 if e.eax & 0x1f != 0 => {
+                // Level 3 is shared by all cores, the others by none.
+                let shared = if e.eax >> 5 & 7 >= 3 { (1 << bits) - 1 } else { 0 };
+                e.eax = (e.eax & 0x3fff) | shared << 14 | ((1 << bits) - 1) << 26;
+            }
+            0x8000_0008 => e.ecx = (e.ecx & !0xf0ff) | bits << 12 | (vcpus - 1),
+            0x8000_001e => {
+                e.eax = id;
+                e.ebx = id & 0xff;
+                e.ecx = 0;
+            }
+            KVM_SIGNATURE => e.eax = e.eax.max(KVM_TIMING),
+            _ => {}
+        }
+    }
+    leaves.push(entry(0xb, 0, [0, 1, 1 << 8, id]));
+    leaves.push(entry(0xb, 1, [bits, vcpus, 2 << 8 | 1, id]));
+    leaves.push(entry(0xb, 2, [0, 0, 2, id]));
+    if tsc_khz != 0 {
+        leaves.push(kvm_cpuid_entry2 { flags: 0, ..entry(KVM_TIMING, 0, [tsc_khz, APIC_BUS_KHZ, 0, 0]) });
+    }
+    leaves
+}
+
+/// As the archive has them.
+pub fn to_state(leaves: &[kvm_cpuid_entry2]) -> Vec<CpuidEntry> {
+    let convert = |e: &kvm_cpuid_entry2| CpuidEntry {
+        function: e.function,
+        index: e.index,
+        flags: e.flags,
+        regs: [e.eax, e.ebx, e.ecx, e.edx],
+    };
+    leaves.iter().map(convert).collect()
+}
+
+/// As KVM has them.
+pub fn from_state(leaves: &[CpuidEntry]) -> Vec<kvm_cpuid_entry2> {
+    leaves.iter().map(|e| kvm_cpuid_entry2 { flags: e.flags, ..entry(e.function, e.index, e.regs) }).collect()
+}
+
+/// A feature word of CPUID: leaf, subleaf, register, and what people call it.
+const FEATURE_WORDS: [(u32, u32, usize, &str); 10] = [
+    (1, 0, 2, "leaf 1 ecx"),
+    (1, 0, 3, "leaf 1 edx"),
+    (7, 0, 1, "leaf 7 ebx"),
+    (7, 0, 2, "leaf 7 ecx"),
+    (7, 0, 3, "leaf 7 edx"),
+    (7, 1, 0, "leaf 7.1 eax"),
+    (0xd, 1, 0, "leaf 0xd.1 eax"),
+    (0x8000_0001, 0, 2, "leaf 0x80000001 ecx"),
+    (0x8000_0001, 0, 3, "leaf 0x80000001 edx"),
+    (0x8000_0008, 0, 1, "leaf 0x80000008 ebx"),
+];
+/// Bits that mirror the OS's own settings instead of features: OSXSAVE in leaf 1, OSPKE in leaf 7.
+const fn state_bits(function: u32, register: usize) -> u32 {
+    match (function, register) {
+        (1, 2) => 1 << 27 | LEAF1_ECX_HYPERVISOR | LEAF1_ECX_TSC_DEADLINE | LEAF1_ECX_X2APIC,
+        (1, 3) => LEAF1_EDX_HTT,
+        (7, 2) => 1 << 4,
+        _ => 0,
+    }
+}
+
+/// A feature the guest was promised and this host's KVM does not have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("this host's CPU lacks a feature the guest uses: {word} bit {bit}; choose a host with the machine's CPU profile")]
+pub struct MissingFeature {
+    /// The word of CPUID.
+    pub word: &'static str,
+    /// The bit in it.
+    pub bit: u32,
+}
+
+/// Checks that `supported` has every feature that `wanted` promises.
+///
+/// # Errors
+/// The first feature that is missing.
+pub fn check(wanted: &[CpuidEntry], supported: &CpuId) -> Result<(), MissingFeature> {
+    for (function, index, register, word) in FEATURE_WORDS {
+        let have = supported
+            .as_slice()
+            .iter()
+            .find(|e| e.function == function && e.index == index)
+            .map_or(0, |e| [e.eax, e.ebx, e.ecx, e.edx][register]);
+        let want =
+            wanted.iter().find(|e| e.function == function && e.index == index).map_or(0, |e| e.regs[register]);
+        let missing = want & !have & !state_bits(function, register);
+        if missing != 0 {
+            return Err(MissingFeature { word, bit: missing.trailing_zeros() });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn supported() -> CpuId {
+        let flat = |e: kvm_cpuid_entry2| kvm_cpuid_entry2 { flags: 0, ..e };
+        let leaves = [
+            flat(entry(1, 0, [0x806ea, 0xffff_0800, 0x1, 0x1])),
+            entry(7, 0, [0, 0b1010, 0, 0]),
+            entry(4, 3, [0x163, 0, 0, 0]),
+            flat(entry(KVM_SIGNATURE, 0, [0x4000_0001, 0, 0, 0])),
+        ];
+        CpuId::from_entries(&leaves).unwrap()
+    }
+
+    #[test]
+    fn each_vcpu_has_its_own_id_and_the_same_topology() {
+        for id in 0..3 {
+            let leaves = for_vcpu(&supported(), id, 3, 2_500_000);
+            let leaf = |f, i| leaves.iter().find(|e| e.function == f && e.index == i).unwrap();
+            assert_eq!(leaf(1, 0).ebx >> 24, id);
+            assert_eq!(leaf(0xb, 1).edx, id);
+            assert_eq!(leaf(0xb, 1).ebx, 3);
+            assert_eq!(leaf(0xb, 1).eax, 2);
+            assert_eq!(leaf(4, 3).eax >> 26, 3);
+            assert_eq!(leaf(KVM_SIGNATURE, 0).eax, KVM_TIMING);
+            assert_eq!(leaf(KVM_TIMING, 0).eax, 2_500_000);
+        }
+    }
+
+    #[test]
+    fn a_missing_feature_is_named() {
+        let mut wanted = to_state(&for_vcpu(&supported(), 0, 1, 0));
+        assert_eq!(check(&wanted, &supported()), Ok(()));
+        wanted.iter_mut().find(|e| e.function == 7).unwrap().regs[1] |= 1 << 16;
+        let missing = check(&wanted, &supported()).unwrap_err();
+        assert_eq!((missing.word, missing.bit), ("leaf 7 ebx", 16));
+    }
+
+    #[test]
+    fn leaves_survive_the_archive() {
+        let leaves = for_vcpu(&supported(), 1, 2, 1);
+        assert_eq!(from_state(&to_state(&leaves)), leaves);
+    }
+}

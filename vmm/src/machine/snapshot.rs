@@ -1,0 +1,146 @@
+//! Saving and restoring the machine: which components there are, and in which order.
+//!
+//! Saving is on the clock of every migration (the guest stands still), so that vCPUs save on their own threads and nothing is
+//! logged. Restoring sets the chips before the vCPUs' local APICs, and the clock last, when all else has been set.
+
+use wire::state::{Component, NetState, RngState, ShapeState, StateArchive, StateError};
+
+use super::{Machine, clock};
+use crate::kvm::KvmError;
+use crate::serial::BadSerialState;
+use crate::virtio::TransportError;
+
+/// Why the machine cannot be saved or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The archive.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// A virtio device.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The serial port.
+    #[error(transparent)]
+    Serial(#[from] BadSerialState),
+    /// The state of another machine.
+    #[error("this is the state of machine {got}, not of {want}")]
+    Machine {
+        /// In the archive.
+        got: wire::ids::MachineId,
+        /// Here.
+        want: wire::ids::MachineId,
+    },
+    /// The state of a machine of another shape.
+    #[error("the state is of a machine with {what} {got}, this one has {want}")]
+    Shape {
+        /// What differs.
+        what: &'static str,
+        /// In the archive.
+        got: String,
+        /// Here.
+        want: String,
+    },
+}
+
+impl SnapshotError {
+    /// Whether it is the archive's fault and not the host's.
+    pub const fn is_bad_state(&self) -> bool {
+        !matches!(
+            self,
+            Self::Kvm(KvmError::Ioctl { .. } | KvmError::VcpuSilent(_) | KvmError::Thread(_) | KvmError::Caps(_))
+        )
+    }
+}
+
+impl Machine {
+    /// Saves all that the guest can observe besides RAM. Nothing runs.
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
+    pub fn save(&self) -> Result<Vec<u8>, SnapshotError> {
+        let mut archive = StateArchive::new(self.spec.id);
+        let clock = clock::save(&self.vm)?;
+        let vcpus = self.vcpus.save()?;
+        let tsc_khz = vcpus.first().map_or(0, |vcpu| vcpu.tsc_khz);
+        archive.add(0, &self.shape(tsc_khz))?;
+        for (id, vcpu) in (0..).zip(&vcpus) {
+            archive.add(id, vcpu)?;
+        }
+        archive.add(0, &self.vm.save_irqchip()?)?;
+        archive.add(0, &self.vm.save_pit()?)?;
+        archive.add(0, &clock)?;
+        archive.add(0, &self.bus.serial().save())?;
+        for slot in 0..self.bus.slots() {
+            let Some(transport) = self.bus.transport(slot) else { continue };
+            let virtio = transport.save();
+            match transport.name() {
+                NetState::NAME => archive.add(0, &NetState { virtio, mac: self.spec.mac })?,
+                _ => archive.add(0, &RngState { virtio })?,
+            }
+        }
+        Ok(archive.encode()?)
+    }
+
+    /// Restores what [`Machine::save`] saved into a machine that has not run.
+    ///
+    /// # Errors
+    /// [`SnapshotError`]; the machine must not run then.
+    pub fn restore(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
+        let mut archive = StateArchive::decode(bytes)?;
+        if archive.machine() != self.spec.id {
+            return Err(SnapshotError::Machine { got: archive.machine(), want: self.spec.id });
+        }
+        let shape: ShapeState = archive.take(0)?;
+        self.check_shape(&shape)?;
+        let vcpus = (0..self.vcpus.count()).map(|id| archive.take(id)).collect::<Result<Vec<_>, _>>()?;
+        let irqchip = archive.take(0)?;
+        let pit = archive.take(0)?;
+        let clock = archive.take(0)?;
+        let serial = archive.take(0)?;
+        for slot in 0..self.bus.slots() {
+            let Some(mut transport) = self.bus.transport(slot) else { continue };
+            let virtio = match transport.name() {
+                NetState::NAME => archive.take::<NetState>(0)?.virtio,
+                _ => archive.take::<RngState>(0)?.virtio,
+            };
+            transport.restore(&virtio)?;
+        }
+        archive.finish()?;
+
+        self.vm.restore_irqchip(&irqchip)?;
+        self.vm.restore_pit(&pit)?;
+        {
+            let mut port = self.bus.serial();
+            port.restore(&serial)?;
+            port.console().set_offset(shape.console_offset);
+        }
+        let plan = clock::restore(&self.vm, &clock, shape.tsc_khz)?;
+        self.vcpus.restore(vcpus, plan)?;
+        self.resume_devices = true;
+        Ok(())
+    }
+
+    fn shape(&self, tsc_khz: u32) -> ShapeState {
+        let name = |slot| self.bus.transport(slot).map_or(String::new(), |t| t.name().to_owned());
+        ShapeState {
+            vcpus: self.vcpus.count(),
+            ram_bytes: self.spec.ram.bytes(),
+            devices: (0..self.bus.slots()).map(name).collect(),
+            tsc_khz,
+            console_offset: self.bus.serial().console().offset(),
+        }
+    }
+
+    fn check_shape(&self, got: &ShapeState) -> Result<(), SnapshotError> {
+        let want = self.shape(got.tsc_khz);
+        let check = |what, got: String, want: String| {
+            if got == want { Ok(()) } else { Err(SnapshotError::Shape { what, got, want }) }
+        };
+        check("vCPUs", got.vcpus.to_string(), want.vcpus.to_string())?;
+        check("bytes of RAM", got.ram_bytes.to_string(), want.ram_bytes.to_string())?;
+        check("devices", got.devices.join(" "), want.devices.join(" "))
+    }
+}

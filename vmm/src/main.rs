@@ -1,0 +1,42 @@
+//! The process. Started by `mashined` with a listening Unix socket as descriptor 3; ends when asked to, by SIGTERM, or when
+//! its event loop cannot go on. It never dies because `mashined` does.
+
+use std::error::Error;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::process::ExitCode;
+
+use vmm::event_loop::EventLoop;
+
+/// Where the control socket is.
+const CONTROL: RawFd = 3;
+
+fn main() -> ExitCode {
+    let Some(listener) = control_socket() else {
+        eprintln!("mashine-vmm: descriptor {CONTROL} is no listening Unix socket; this program is started by mashined");
+        return ExitCode::from(2);
+    };
+    match EventLoop::new(listener).and_then(EventLoop::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+            eprintln!("mashine-vmm: {error}{cause}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Takes descriptor 3, if it is what it should be.
+fn control_socket() -> Option<UnixListener> {
+    // SAFETY: only asked about; if it is not open, the calls below say so.
+    let fd = unsafe { BorrowedFd::borrow_raw(CONTROL) };
+    let listens = rustix::net::sockopt::socket_acceptconn(fd).ok()?;
+    let unix = rustix::net::sockopt::socket_domain(fd).ok()? == rustix::net::AddressFamily::UNIX;
+    if !listens || !unix {
+        return None;
+    }
+    rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).ok()?;
+    // SAFETY: the descriptor is open, and nobody else in this process knows of it.
+    let owned = unsafe { OwnedFd::from_raw_fd(CONTROL) };
+    Some(owned.into())
+}

@@ -99,6 +99,7 @@ echoes $V6
 for a in $V4 $V6; do check "ping $a" "$(ask $a ping)" '^\{"ok":true,"pong":true,"uptime_us":[0-9]+\}$'; done
 status=$(ask $V4 status)
 check "status" "$status" '"id":"m-smoke".*"vcpus":2.*"clock_backwards":0.*"populated":true.*"rng_ok":true,"blk_ok":true'
+check "state" "$(ask $V4 state)" '"checked":[0-9]+,"wrong":0,"first_wrong":null,"vector_errors":0,"clock_backwards":0'
 check "bad command" "$(ask $V4 nonsense)" '^\{"ok":false,"error":"unknown command"\}$'
 check "long line" "$(ask $V4 "$(printf 'x%.0s' $(seq 300))")" '"error":"line too long"'
 pages=$(field "$status" pages)
@@ -130,6 +131,7 @@ check "disk flush" "$(ask $V4 'blk flush')" '"errors":0'
 check "disk verify" "$(ask $V4 'blk verify')" '"blocks":2048,"unwritten":0,"wrong":0,'
 dd if="$work/disk" of="$work/disk" bs=4k skip=9 seek=11 count=1 conv=notrunc status=none
 check "wrong block is seen" "$(ask $V4 'blk verify')" '"wrong":1,"first_wrong":11'
+check "state still" "$(ask $V4 state)" '"wrong":0,"first_wrong":null,"vector_errors":0,"clock_backwards":0'
 check "boot id stays" "$(field "$(ask $V4 status)" boot_id)" "^$(field "$status" boot_id)\$"
 check "shutdown" "$(ask $V4 shutdown)" '^\{"ok":true\}$'
 ended 99

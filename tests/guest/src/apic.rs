@@ -88,7 +88,9 @@ impl Apic {
         }
     }
 
-    fn read(&self, register: u32) -> u32 {
+    /// Reads a register by its xAPIC offset.
+    #[must_use]
+    pub fn read(&self, register: u32) -> u32 {
         if self.x2 {
             u32::try_from(cpu::read_msr(msr(register)) & 0xffff_ffff).unwrap_or(0)
         } else {
@@ -115,12 +117,40 @@ fn msr(register: u32) -> u32 {
 
 /// Lets a global system interrupt (edge, active high) arrive on vCPU 0 as this vector.
 pub fn route(gsi: u32, vector: u8) {
-    let base = IOAPIC + u64::from(gsi / IOAPIC_PINS) * IOAPIC_STRIDE;
-    let low = 0x10 + 2 * (gsi % IOAPIC_PINS);
-    for (register, value) in [(low + 1, 0), (low, u32::from(vector))] {
-        // SAFETY: the IOAPIC's register select, mapped one to one.
-        unsafe { physical::write(base, register) };
-        // SAFETY: its data window.
-        unsafe { physical::write(base + 0x10, value) };
-    }
+    let low = redirection(gsi);
+    write_ioapic(gsi, low + 1, 0);
+    write_ioapic(gsi, low, u32::from(vector));
+}
+
+/// How a global system interrupt is routed, without the bits that change by themselves.
+#[must_use]
+pub fn routed(gsi: u32) -> u64 {
+    const CHANGING: u32 = 1 << 12 | 1 << 14;
+    let low = redirection(gsi);
+    u64::from(read_ioapic(gsi, low + 1)) << 32 | u64::from(read_ioapic(gsi, low) & !CHANGING)
+}
+
+/// The IOAPIC's register for the lower half of an interrupt's entry.
+fn redirection(gsi: u32) -> u32 {
+    0x10 + 2 * (gsi % IOAPIC_PINS)
+}
+
+fn ioapic(gsi: u32) -> u64 {
+    IOAPIC + u64::from(gsi / IOAPIC_PINS) * IOAPIC_STRIDE
+}
+
+fn read_ioapic(gsi: u32, register: u32) -> u32 {
+    let base = ioapic(gsi);
+    // SAFETY: the IOAPIC's register select, mapped one to one.
+    unsafe { physical::write(base, register) };
+    // SAFETY: its data window.
+    unsafe { physical::read(base + 0x10) }
+}
+
+fn write_ioapic(gsi: u32, register: u32, value: u32) {
+    let base = ioapic(gsi);
+    // SAFETY: the IOAPIC's register select, mapped one to one.
+    unsafe { physical::write(base, register) };
+    // SAFETY: its data window.
+    unsafe { physical::write(base + 0x10, value) };
 }

@@ -105,6 +105,7 @@ pub enum Command {
     Populate { entropy: Option<u8> },
     Verify,
     Corrupt { page: Option<u64>, damage: Damage },
+    State,
     Gap,
     GapReset,
     Mode(Mode),
@@ -146,6 +147,7 @@ impl Command {
         match command {
             "ping" => end(words, Self::Ping),
             "status" => end(words, Self::Status),
+            "state" => end(words, Self::State),
             "dirty" => {
                 let o = Options::parse(words, &["rate", "ws", "entropy", "pattern"])?;
                 Ok(Self::Dirty { rate: o.rate, ws: o.ws, entropy: o.entropy, pattern: o.pattern })

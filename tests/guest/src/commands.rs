@@ -67,6 +67,7 @@ pub fn execute(line: &str, machine: &mut Machine) -> Outcome {
             machine.reset_gaps();
             Outcome::Reply(reply)
         }
+        Command::State => Outcome::Reply(state(machine)),
         Command::Mode(mode) => {
             machine.mode = mode;
             let mode = mode.name();
@@ -167,6 +168,20 @@ fn gap(machine: &Machine) -> Reply {
     reply
 }
 
+fn state(machine: &Machine) -> Reply {
+    let found = machine.observer.compare();
+    let first = found.first_wrong.map(Quoted);
+    Reply::from_args(format_args!(
+        r#"{{"ok":true,"checked":{},"wrong":{},"first_wrong":{},"vector_errors":{},"clock_backwards":{},"wall_us":{}}}"#,
+        found.checked,
+        found.wrong,
+        OrNull(first),
+        machine.vector_errors,
+        machine.clock_backwards,
+        OrNull(machine.wall_us()),
+    ))
+}
+
 fn status(machine: &Machine) -> Reply {
     let Load { rate, ws, entropy, pattern } = machine.load;
     let job = match machine.task {
@@ -181,9 +196,10 @@ fn status(machine: &Machine) -> Reply {
     // A Text never fails; the longest reply fits.
     let _ = write!(
         reply,
-        r#"{{"ok":true,"id":{},"boot_id":"{:016x}","uptime_us":{},"vcpus":{},"ram_bytes":{},"pages":{},"#,
+        r#"{{"ok":true,"id":{},"boot_id":"{:016x}","boot_us":{},"uptime_us":{},"vcpus":{},"ram_bytes":{},"pages":{},"#,
         Quoted(machine.config.id.as_str()),
         machine.boot_id,
+        machine.boot_us,
         clock.uptime_us(),
         machine.vcpus,
         machine.ram_bytes,

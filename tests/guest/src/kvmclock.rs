@@ -7,7 +7,9 @@ use crate::cpu;
 use crate::memory::frames::Frames;
 use crate::memory::physical;
 
-const MSR_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+/// The register that says where the structure is.
+pub const MSR_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+const MSR_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
 const FEATURE_CLOCKSOURCE2: u32 = 1 << 3;
 /// Bounded, so that a host that dies half way does not stop the guest.
 const READ_TRIES: u32 = 100;
@@ -15,6 +17,8 @@ const READ_TRIES: u32 = 100;
 /// The structure the host keeps.
 pub struct KvmClock {
     at: u64,
+    /// Where the host writes the wall clock when asked: version, seconds, nanoseconds.
+    wall_at: u64,
 }
 
 struct Snapshot {
@@ -38,9 +42,10 @@ impl KvmClock {
             return None;
         }
         let at = frames.take::<u64>(4).as_ptr().expose_provenance() as u64;
+        let wall_at = frames.take::<u64>(2).as_ptr().expose_provenance() as u64;
         // SAFETY: the host writes 32 bytes there, which are set aside for it and only read by `physical::read`.
         unsafe { cpu::write_msr(MSR_SYSTEM_TIME_NEW, at | 1) };
-        Some(Self { at })
+        Some(Self { at, wall_at })
     }
 
     /// The TSC frequency that the host's factors stand for.
@@ -60,6 +65,19 @@ impl KvmClock {
         let ticks =
             if s.shift < 0 { ticks >> s.shift.unsigned_abs() } else { ticks << s.shift.unsigned_abs() };
         s.ns.checked_add(u64::try_from((ticks * u128::from(s.mul)) >> 32).ok()?)
+    }
+
+    /// Microseconds since 1970 at this TSC value, asked of the host anew.
+    #[must_use]
+    pub fn wall_us(&self, tsc: u64) -> Option<u64> {
+        // SAFETY: the host writes 12 bytes there now, which are set aside for it.
+        unsafe { cpu::write_msr(MSR_WALL_CLOCK_NEW, self.wall_at) };
+        // SAFETY: what the host wrote.
+        let seconds: u32 = unsafe { physical::read(self.wall_at + 4) };
+        // SAFETY: likewise.
+        let nanoseconds: u32 = unsafe { physical::read(self.wall_at + 8) };
+        let start = u64::from(seconds) * 1_000_000 + u64::from(nanoseconds) / 1000;
+        Some(start + self.ns(tsc)? / 1000)
     }
 
     fn snapshot(&self) -> Option<Snapshot> {

@@ -5,6 +5,7 @@ use crate::cpu;
 use crate::kvmclock::KvmClock;
 use crate::memory::managed::Managed;
 use crate::memory::orders::{Load, ORDERS, REPORTS, Tally, Task};
+use crate::observe::{self, Observer};
 use crate::serial::Serial;
 use crate::virtio::blk::{Blk, BlkTally, BlkTask};
 use core::sync::atomic::Ordering;
@@ -49,6 +50,14 @@ pub struct Machine {
     /// The largest gap since boot, ticks.
     pub gap_max: u64,
     gap_report_at: u64,
+    /// When silent connections are looked for next, microseconds since boot.
+    pub make_room_at: u64,
+    /// Watches registers and controllers.
+    pub observer: Observer,
+    /// Times the vector registers were found changed.
+    pub vector_errors: u64,
+    /// From the first Rust instruction to the first turn of the loop.
+    pub boot_us: u64,
     /// What the loops do when there is nothing to do.
     pub mode: Mode,
     /// Managed pages.
@@ -94,13 +103,25 @@ pub struct Boot {
     pub vcpus: u32,
     /// The disk, if there is one.
     pub blk: Option<Blk>,
+    /// Watches registers and controllers.
+    pub observer: Observer,
 }
 
 impl Machine {
     /// A machine that has just booted. Orders the load of the command line.
     #[must_use]
     pub fn new(boot: Boot) -> Self {
-        let Boot { config, seed: (boot_id, rng_ok), ram_bytes, clock, kvmclock, managed, vcpus, blk } = boot;
+        let Boot {
+            config,
+            seed: (boot_id, rng_ok),
+            ram_bytes,
+            clock,
+            kvmclock,
+            managed,
+            vcpus,
+            blk,
+            observer,
+        } = boot;
         let now = cpu::tsc();
         let load =
             Load { rate: config.dirty_rate, ws: config.ws, entropy: config.entropy, pattern: config.pattern };
@@ -116,6 +137,10 @@ impl Machine {
             gaps: Gaps::new(clock.hz, now),
             gap_max: 0,
             gap_report_at: 0,
+            make_room_at: 0,
+            observer,
+            vector_errors: 0,
+            boot_us: clock.uptime_us(),
             mode: config.mode,
             managed,
             load: idle,
@@ -239,6 +264,9 @@ impl Machine {
             self.clock_backwards += u64::from(ns < self.last_ns);
             self.last_ns = ns;
         }
+        if self.mode == Mode::Spin {
+            self.vector_errors += u64::from(!observe::vector_registers_keep());
+        }
         now_us
     }
 
@@ -246,6 +274,12 @@ impl Machine {
     #[must_use]
     pub fn kvmclock_ns(&self, tsc: u64) -> Option<u64> {
         self.kvmclock.as_ref()?.ns(tsc)
+    }
+
+    /// The wall clock, microseconds since 1970, where the host tells it.
+    #[must_use]
+    pub fn wall_us(&self) -> Option<u64> {
+        self.kvmclock.as_ref()?.wall_us(cpu::tsc())
     }
 
     /// Ends the guest soon.

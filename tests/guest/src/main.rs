@@ -15,6 +15,7 @@ mod machine;
 mod mem;
 mod memory;
 mod net;
+mod observe;
 mod once;
 mod power;
 mod serial;
@@ -37,6 +38,7 @@ use memory::map::BootInfo;
 use memory::orders::REPORTS;
 use memory::worker::Worker;
 use net::Stack;
+use observe::Observer;
 use once::Once;
 use services::{SOCKETS, Services};
 use smoltcp::iface::SocketStorage;
@@ -46,6 +48,9 @@ use virtio::mmio::{Device, Kind};
 use virtio::net::Net;
 
 core::arch::global_asm!(include_str!("boot.s"), options(att_syntax));
+
+/// How often silent connections are looked for.
+const MAKE_ROOM_EVERY_US: u64 = 1_000_000;
 
 static MANAGED: Once<Managed> = Once::new();
 
@@ -81,6 +86,7 @@ extern "C" fn rust_main(start_info: u32) -> ! {
         (stack, services)
     });
 
+    let observer = Observer::new(apic, &config, kvmclock.is_some(), seed);
     let vcpus = smp::start(config.vcpus, &mut frames, apic, &clock);
     let managed = MANAGED.set(Managed::new(frames, seed));
     let boot = Boot {
@@ -92,6 +98,7 @@ extern "C" fn rust_main(start_info: u32) -> ! {
         managed,
         vcpus,
         blk,
+        observer,
     };
     let mut machine = Machine::new(boot);
     let mut worker = Worker::new(managed, &REPORTS[0], 0, vcpus, clock.hz);
@@ -131,6 +138,10 @@ fn turn(
         if stack.ingress(now_us) {
             services.serve(&mut stack.sockets, machine);
             busy = true;
+        }
+        if now_us >= machine.make_room_at {
+            machine.make_room_at = now_us + MAKE_ROOM_EVERY_US;
+            services.make_room(&mut stack.sockets, now_us);
         }
         busy |= stack.egress(now_us);
         machine.net_frames = stack.frames();

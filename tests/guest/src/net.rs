@@ -12,7 +12,7 @@ use smoltcp::iface::{
 };
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp;
-use smoltcp::time::{Duration, Instant};
+use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 const MTU: usize = FRAME - HEADER_BYTES;
@@ -20,9 +20,6 @@ const MTU: usize = FRAME - HEADER_BYTES;
 const FRAMES_PER_TURN: usize = 32;
 /// Times that sockets may send per turn.
 const EGRESS_PER_TURN: usize = 8;
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Longer than any outage a test makes, short enough to get a socket back some day.
-const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The network of this machine.
 pub struct Stack<'a> {
@@ -65,15 +62,14 @@ impl<'a> Stack<'a> {
         Self { phy, iface, sockets: SocketSet::new(storage) }
     }
 
-    /// Adds a TCP socket with buffers of this many bytes each.
+    /// Adds a TCP socket with buffers of this many bytes each. It has no time-outs: a machine may sleep for days with its
+    /// connections open.
     pub fn add_socket(&mut self, buffer: usize, frames: &mut Frames) -> SocketHandle {
         let rx = tcp::SocketBuffer::new(frames.take::<u8>(buffer));
         let tx = tcp::SocketBuffer::new(frames.take::<u8>(buffer));
         let mut socket = tcp::Socket::new(rx, tx);
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
-        socket.set_keep_alive(Some(KEEP_ALIVE));
-        socket.set_timeout(Some(TIMEOUT));
         self.sockets.add(socket)
     }
 

@@ -1,6 +1,8 @@
 //! The TCP services: echo on port 7, commands on port 9.
 //!
 //! A connection has its place in a fixed table and its own buffers, so clients cannot use up anything but each other's places.
+//! There are no time-outs, as a machine may be away for long; but if all places of a port are taken, the one that was silent
+//! longest, and for a minute at least, is given to the next client.
 
 use crate::commands::{self, Outcome};
 use crate::machine::Machine;
@@ -21,19 +23,28 @@ const ECHO_BUFFER: usize = 64 * 1024;
 const COMMAND_BUFFER: usize = 8 * 1024;
 /// Longest command line, without its end.
 const LINE: usize = 255;
+/// Silence after which a place may be given away.
+const SILENCE_US: u64 = 60_000_000;
 
 /// A line of reply.
 pub type Reply = Text<2048>;
 
 /// All connections.
 pub struct Services {
-    echo: [SocketHandle; ECHO_CONNECTIONS],
+    echo: [Place; ECHO_CONNECTIONS],
     command: [Connection; COMMAND_CONNECTIONS],
+}
+
+/// A socket and when it was last heard of, microseconds since boot.
+#[derive(Clone, Copy)]
+struct Place {
+    socket: SocketHandle,
+    heard_us: u64,
 }
 
 /// A place for a command connection.
 struct Connection {
-    socket: SocketHandle,
+    place: Place,
     line: [u8; LINE],
     len: usize,
     too_long: bool,
@@ -46,21 +57,39 @@ struct Connection {
 impl Services {
     /// Opens all sockets.
     pub fn new(stack: &mut Stack<'_>, frames: &mut Frames) -> Self {
-        let echo = core::array::from_fn(|_| stack.add_socket(ECHO_BUFFER, frames));
+        let echo =
+            core::array::from_fn(|_| Place { socket: stack.add_socket(ECHO_BUFFER, frames), heard_us: 0 });
         let command = core::array::from_fn(|_| Connection::new(stack.add_socket(COMMAND_BUFFER, frames)));
         let mut services = Self { echo, command };
-        services.serve_echo(&mut stack.sockets);
+        services.serve_echo(&mut stack.sockets, 0);
         for connection in &mut services.command {
-            connection.tend(stack.sockets.get_mut(connection.socket));
+            connection.tend(stack.sockets.get_mut(connection.place.socket));
         }
         services
     }
 
     /// Serves all connections once.
     pub fn serve(&mut self, sockets: &mut SocketSet<'_>, machine: &mut Machine) {
-        self.serve_echo(sockets);
+        let now_us = machine.clock.uptime_us();
+        self.serve_echo(sockets, now_us);
         for connection in &mut self.command {
-            connection.serve(sockets.get_mut(connection.socket), machine);
+            connection.serve(sockets.get_mut(connection.place.socket), machine, now_us);
+        }
+    }
+
+    /// Gives a place away if all are taken. To be called now and then, as silence is no event.
+    pub fn make_room(&mut self, sockets: &mut SocketSet<'_>, now_us: u64) {
+        if let Some(silent) = silent(sockets, self.echo.iter(), now_us) {
+            let socket = sockets.get_mut::<Socket<'_>>(silent);
+            socket.abort();
+            tend(socket, ECHO_PORT);
+        }
+        let places = self.command.iter().filter(|c| !c.waiting).map(|c| &c.place);
+        let silent = silent(sockets, places, now_us);
+        for connection in self.command.iter_mut().filter(|c| Some(c.place.socket) == silent) {
+            let socket = sockets.get_mut::<Socket<'_>>(connection.place.socket);
+            socket.abort();
+            connection.tend(socket);
         }
     }
 
@@ -69,13 +98,15 @@ impl Services {
         for connection in self.command.iter_mut().filter(|c| c.waiting) {
             connection.waiting = false;
             connection.answer(reply.clone());
-            connection.serve(sockets.get_mut(connection.socket), machine);
+            let now_us = machine.clock.uptime_us();
+            connection.serve(sockets.get_mut(connection.place.socket), machine, now_us);
         }
     }
 
-    fn serve_echo(&mut self, sockets: &mut SocketSet<'_>) {
-        for &handle in &self.echo {
-            let socket = sockets.get_mut::<Socket<'_>>(handle);
+    fn serve_echo(&mut self, sockets: &mut SocketSet<'_>, now_us: u64) {
+        for place in &mut self.echo {
+            let socket = sockets.get_mut::<Socket<'_>>(place.socket);
+            place.hear(socket, now_us);
             let mut chunk = [0; 4096];
             while socket.can_recv() && socket.can_send() {
                 let room = (socket.send_capacity() - socket.send_queue()).min(chunk.len());
@@ -88,10 +119,19 @@ impl Services {
     }
 }
 
+impl Place {
+    /// Takes note of bytes that came, and of a client that has just come.
+    fn hear(&mut self, socket: &Socket<'_>, now_us: u64) {
+        if socket.can_recv() || socket.is_listening() || socket.state() == State::SynReceived {
+            self.heard_us = now_us;
+        }
+    }
+}
+
 impl Connection {
     fn new(socket: SocketHandle) -> Self {
         Self {
-            socket,
+            place: Place { socket, heard_us: 0 },
             line: [0; LINE],
             len: 0,
             too_long: false,
@@ -101,7 +141,8 @@ impl Connection {
         }
     }
 
-    fn serve(&mut self, socket: &mut Socket<'_>, machine: &mut Machine) {
+    fn serve(&mut self, socket: &mut Socket<'_>, machine: &mut Machine, now_us: u64) {
+        self.place.hear(socket, now_us);
         loop {
             self.send(socket);
             if self.waiting || self.sent < self.reply.as_bytes().len() || !self.read_line(socket) {
@@ -114,7 +155,7 @@ impl Connection {
 
     fn tend(&mut self, socket: &mut Socket<'_>) {
         if tend(socket, COMMAND_PORT) {
-            *self = Self::new(self.socket);
+            *self = Self::new(self.place.socket);
         }
     }
 
@@ -169,6 +210,19 @@ impl Connection {
             self.sent += socket.send_slice(rest).unwrap_or(0);
         }
     }
+}
+
+/// The place to give away: the one silent longest, if none listens and it was silent long enough.
+fn silent<'p>(
+    sockets: &SocketSet<'_>,
+    places: impl Iterator<Item = &'p Place> + Clone,
+    now_us: u64,
+) -> Option<SocketHandle> {
+    if places.clone().any(|place| sockets.get::<Socket<'_>>(place.socket).is_listening()) {
+        return None;
+    }
+    let oldest = places.min_by_key(|place| place.heard_us)?;
+    (now_us.saturating_sub(oldest.heard_us) > SILENCE_US).then_some(oldest.socket)
 }
 
 /// Answers a close with a close, and listens anew; whether the socket had been closed.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::report::Outcome;
-use crate::{command, repository, sources};
+use crate::{command, extras, repository, sources};
 
 /// Crates that have a `fuzz` directory of their own (workspaces of their own: they need a nightly compiler).
 const CRATES: [&str; 2] = ["wire", "vmm"];
@@ -16,16 +16,16 @@ const BUILD_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// Memory that a target may use, in MiB: an allocation by an attacker's length is found by this.
 const MEMORY_MIB_MAX: u32 = 1024;
 
-/// Why fuzzing cannot be done here.
+/// Makes what is needed, or says why fuzzing cannot be done here.
 fn missing() -> Option<String> {
-    if command::locate("cargo-fuzz").is_none() {
-        return Some("cargo-fuzz is not installed: cargo install --locked cargo-fuzz".to_owned());
-    }
-    let nightly = command::finish(Command::new("rustc").args(["+nightly", "--version"]));
+    let nightly = command::finish(Command::new("rustup").args(["run", "nightly", "rustc", "--version"]));
     if !nightly.is_ok_and(|output| output.status.success()) {
-        return Some("no nightly compiler: rustup toolchain install nightly".to_owned());
+        return Some("no nightly compiler: rustup toolchain install nightly --profile minimal".to_owned());
     }
-    None
+    if command::locate("c++").is_none() {
+        return Some("no C++ compiler, which libFuzzer needs: apt-get install g++".to_owned());
+    }
+    extras::install("cargo-fuzz").err().map(|error| format!("{error:#}"))
 }
 
 /// Runs each target for `seconds`.
@@ -34,6 +34,9 @@ fn missing() -> Option<String> {
 /// When cargo cannot be started.
 pub fn run(seconds: u32) -> Result<Outcome> {
     let targets = targets();
+    if targets.is_empty() {
+        anyhow::bail!("there are no fuzz targets under wire/fuzz and vmm/fuzz");
+    }
     if let Some(why) = missing() {
         let skipped = u64::try_from(targets.len()).unwrap_or(u64::MAX);
         return Ok(Outcome { skipped, note: why, ..Outcome::default() });
@@ -41,10 +44,10 @@ pub fn run(seconds: u32) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     let mut failures = Vec::new();
     for (directory, target) in targets {
-        let mut fuzz = Command::new("cargo");
-        // The toolchain of the cargo that runs us must not decide this one.
-        fuzz.current_dir(directory).env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
-        fuzz.args(["+nightly", "fuzz", "run", &target, "--"]);
+        let mut fuzz = Command::new("rustup");
+        fuzz.current_dir(directory).env("PATH", extras::search_path()?).env_remove("CARGO");
+        fuzz.env("CARGO_TARGET_DIR", repository::target_dir().join("fuzz"));
+        fuzz.args(["run", "nightly", "cargo", "fuzz", "run", &target, "--"]);
         fuzz.args([format!("-max_total_time={seconds}"), format!("-rss_limit_mb={MEMORY_MIB_MAX}")]);
         let watched = command::stream(&mut fuzz, BUILD_LIMIT + Duration::from_secs(u64::from(seconds)))?;
         if watched.succeeded {

@@ -6,13 +6,14 @@
 //! * [`fleet`]: a control plane and hosts on this machine.
 //! * [`demo`]: the main job, watched from all sides.
 //! * [`test`]: everything that can be tested here; [`suites`], [`sim`] and [`fuzz`] are its parts.
-//! * [`bench`]: the benchmarks.
+//! * [`bench`]: the benchmarks. [`extras`]: subcommands of cargo that not everybody has.
 //! * [`report`]: what a long command did.
 
 pub mod bench;
 pub mod check;
 pub mod command;
 pub mod demo;
+pub mod extras;
 pub mod fleet;
 pub mod fuzz;
 pub mod report;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::report::Outcome;
-use crate::{command, repository};
+use crate::{command, extras, repository};
 
 /// A cold clippy of the workspace took 3 minutes on two cores; this is for slower machines.
 const CLIPPY_LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -53,10 +53,11 @@ pub fn clippy(manifest: Option<&str>) -> Result<Outcome> {
 
 /// cargo-deny by deny.toml.
 pub fn dependencies() -> Result<Outcome> {
-    if command::locate("cargo-deny").is_none() {
+    if !extras::present("cargo-deny") {
         return Ok(Outcome::skipped("cargo-deny is not installed: cargo install --locked cargo-deny"));
     }
     let mut cargo = repository::cargo();
+    cargo.env("PATH", extras::search_path()?);
     cargo.args(["deny", "--offline", "check", "licenses", "bans", "sources"]);
     let watched = command::stream(&mut cargo, DENY_LIMIT)?;
     Ok(if watched.succeeded { Outcome::passed("") } else { Outcome::failed("see above") })

@@ -212,8 +212,7 @@ mod tests {
     /// A shard that doubles what it is asked, until the last ringer is gone; returns how many it answered.
     fn doubling_shard(doorbell: Doorbell<Question>) -> std::thread::JoinHandle<u64> {
         std::thread::spawn(move || {
-            let builder = glommio::LocalExecutorBuilder::default().io_memory(64 << 10);
-            builder.make().unwrap().run(async move {
+            crate::shards::run_here(async move {
                 let mut mailbox = doorbell.attach();
                 let mut answered = 0;
                 while let Some((x, reply)) = mailbox.recv().await {
@@ -222,6 +221,7 @@ mod tests {
                 }
                 answered
             })
+            .unwrap()
         })
     }
 

@@ -2,6 +2,13 @@
 //!
 //! A shard that cannot be started is an error before anything else happens, with what to do about it:
 //! io_uring may be switched off by the system's administrator, and small memlock limits refuse its memory.
+//!
+//! **The pulse.** glommio 0.9 can fall asleep with tasks ready to run: when the system takes the thread off
+//! its core for longer than the preempt timer, right between the arming of that timer and the first task,
+//! the executor sees "time to yield", runs nothing, takes that for "nothing to run" and waits for I/O that
+//! may never come. (Two executors that share a core under load hang for good within seconds.) A timer that
+//! is always armed bounds such a sleep: every shard has one of [`PULSE`], and the transport one of a
+//! millisecond while it is busy. Start executors only through this module.
 
 use std::future::Future;
 use std::io;
@@ -15,7 +22,9 @@ use rustix::thread::sched_getaffinity;
 
 /// A task that is not done after this long yields to the others. glommio's own 100 ms would let one busy
 /// task starve the transport for seconds.
-const PREEMPT_TIMER: Duration = Duration::from_micros(500);
+const PREEMPT_TIMER: Duration = Duration::from_millis(1);
+/// Longest sleep of a shard that wrongly thinks it has nothing to do; see the module's description.
+const PULSE: Duration = Duration::from_millis(20);
 /// Each executor registers its memory with three rings, and each of them counts.
 const RINGS: u64 = 3;
 /// Below this glommio has no use for it.
@@ -184,7 +193,7 @@ where
             Ok(executor) => {
                 let _ = report.send(Ok(()));
                 permitted.recv().ok()?;
-                Some(executor.run(main(seat)))
+                Some(executor.run(with_pulse(main(seat))))
             }
             Err(error) => {
                 let _ = report.send(Err(error));
@@ -195,16 +204,44 @@ where
     Ok(Starting { shard: seat.index, ready, permission, thread })
 }
 
+/// Runs `main` on a shard of its own on the calling thread, not pinned to a core. For tools and tests;
+/// hosts use [`Shards::start`].
+///
+/// # Errors
+/// The executor could not be made.
+///
+/// # Panics
+/// When the thread runs an executor already.
+pub fn run_here<T>(main: impl Future<Output = T>) -> Result<T, ShardError> {
+    Ok(make(0, 1, Placement::Unbound)?.run(with_pulse(main)))
+}
+
 fn executor(seat: ShardSeat) -> Result<LocalExecutor, ShardError> {
+    make(seat.index, seat.count, Placement::Fixed(seat.core))
+}
+
+fn make(shard: usize, count: usize, placement: Placement) -> Result<LocalExecutor, ShardError> {
     let limit_bytes = getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX);
-    let shares = RINGS * 2 * u64::try_from(seat.count).unwrap_or(1);
+    let shares = RINGS * 2 * u64::try_from(count).unwrap_or(1);
     let io_memory = (limit_bytes / shares).clamp(IO_MEMORY_MIN, IO_MEMORY_MAX);
-    LocalExecutorBuilder::new(Placement::Fixed(seat.core))
+    LocalExecutorBuilder::new(placement)
         .name("shard")
         .preempt_timer(PREEMPT_TIMER)
         .io_memory(usize::try_from(io_memory).unwrap_or(usize::MAX))
         .make()
-        .map_err(|error| explain(seat.index, limit_bytes, error))
+        .map_err(|error| explain(shard, limit_bytes, error))
+}
+
+/// Runs `main` with a timer that is always armed.
+async fn with_pulse<T>(main: impl Future<Output = T>) -> T {
+    let pulse = glommio::spawn_local(async {
+        loop {
+            glommio::timer::sleep(PULSE).await;
+        }
+    });
+    let value = main.await;
+    pulse.cancel().await;
+    value
 }
 
 /// Finds out which of the two usual reasons it was.

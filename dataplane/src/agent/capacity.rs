@@ -17,7 +17,9 @@ const TSC_TOLERANCE_PPM: u64 = 250;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Lacking {
     /// Not enough free RAM.
-    #[error("{need_mib} MiB of RAM needed, {free_mib} MiB free on this host: choose another one, or raise --ram-limit")]
+    #[error(
+        "{need_mib} MiB of RAM needed, {free_mib} MiB free on this host: choose another one, or raise --ram-limit"
+    )]
     Ram {
         /// Needed.
         need_mib: u64,
@@ -28,7 +30,9 @@ pub enum Lacking {
     #[error("this host's CPU lacks {0}")]
     Features(String),
     /// Another TSC frequency.
-    #[error("the guest was told a TSC of {guest_khz} kHz, this host's has {host_khz} kHz and cannot be scaled")]
+    #[error(
+        "the guest was told a TSC of {guest_khz} kHz, this host's has {host_khz} kHz and cannot be scaled"
+    )]
     Tsc {
         /// The guest's.
         guest_khz: u32,
@@ -61,7 +65,8 @@ impl Ledger {
             .unwrap_or_default();
         features.retain(|f| !without.contains(f));
         features.sort_unstable();
-        let cpus = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
+        let cpus =
+            std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
         Self {
             ram_bytes: ram_limit.unwrap_or_else(|| total.saturating_sub(HOST_RESERVE_BYTES)),
             cpus,
@@ -159,7 +164,13 @@ mod tests {
     }
 
     fn ledger() -> Ledger {
-        Ledger { ram_bytes: 1 << 30, cpus: 2, features: vec!["avx".into(), "sse2".into()], tsc_khz: 2_000_000, held: BTreeMap::new() }
+        Ledger {
+            ram_bytes: 1 << 30,
+            cpus: 2,
+            features: vec!["avx".into(), "sse2".into()],
+            tsc_khz: 2_000_000,
+            held: BTreeMap::new(),
+        }
     }
 
     #[test]

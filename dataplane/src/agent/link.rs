@@ -77,7 +77,12 @@ pub enum LinkError {
 }
 
 /// Keeps the link up until the agent's end of `events` is gone.
-pub async fn keep(control: SocketAddr, trust: Arc<pki::Trust>, hello: FromHost, events: mpsc::Sender<LinkEvent>) {
+pub async fn keep(
+    control: SocketAddr,
+    trust: Arc<pki::Trust>,
+    hello: FromHost,
+    events: mpsc::Sender<LinkEvent>,
+) {
     let mut pause = RETRY.0;
     let mut complained = String::new();
     while !events.is_closed() {
@@ -110,7 +115,8 @@ async fn run(
     let connection = endpoint.connect(control, &name)?.await?;
     let (mut send, mut receive) = connection.open_bi().await?;
     write(&mut send, hello).await.map_err(LinkError::Stream)?;
-    let answer = tokio::time::timeout(WELCOME_LIMIT, read(&mut receive)).await.map_err(|_| LinkError::NoWelcome)?;
+    let answer =
+        tokio::time::timeout(WELCOME_LIMIT, read(&mut receive)).await.map_err(|_| LinkError::NoWelcome)?;
     let heartbeat = match answer.map_err(LinkError::Stream)? {
         ToHost::Welcome { heartbeat_ms, .. } => Duration::from_millis(u64::from(heartbeat_ms.max(10))),
         ToHost::Rejected { detail } => return Err(LinkError::Rejected(detail)),

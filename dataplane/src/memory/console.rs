@@ -87,7 +87,8 @@ impl ConsoleRing {
         let mut done = 0;
         while done < len {
             let in_ring = (offset + done as u64) % CONSOLE_RING_BYTES;
-            let straight = usize::try_from(CONSOLE_RING_BYTES - in_ring).unwrap_or(usize::MAX).min(len - done);
+            let straight =
+                usize::try_from(CONSOLE_RING_BYTES - in_ring).unwrap_or(usize::MAX).min(len - done);
             let Ok(at) = usize::try_from(RING_START + in_ring) else { return };
             visit(at, done..done + straight);
             done += straight;

@@ -33,6 +33,10 @@ impl MachineMemory {
     /// # Errors
     /// [`ShmError`] when the kernel has no memory or descriptors left.
     pub fn create(ram: RamSize) -> Result<Self, ShmError> {
-        Ok(Self { ram: GuestRam::create(ram)?, dirty: DirtyBitmap::create(ram)?, console: ConsoleRing::create()? })
+        Ok(Self {
+            ram: GuestRam::create(ram)?,
+            dirty: DirtyBitmap::create(ram)?,
+            console: ConsoleRing::create()?,
+        })
     }
 }

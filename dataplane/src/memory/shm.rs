@@ -18,7 +18,9 @@ use vm_memory::VolatileSlice;
 #[derive(Debug, thiserror::Error)]
 pub enum ShmError {
     /// A system call failed.
-    #[error("cannot {call} `{name}` of {bytes} bytes: is memory (or a cgroup or descriptor limit) exhausted?")]
+    #[error(
+        "cannot {call} `{name}` of {bytes} bytes: is memory (or a cgroup or descriptor limit) exhausted?"
+    )]
     System {
         /// What was tried.
         call: &'static str,
@@ -89,12 +91,18 @@ impl Shm {
         let null = std::ptr::null_mut::<c_void>();
         // SAFETY: a fresh anonymous reservation at an address of the kernel's choice touches no existing memory.
         let reserved = unsafe {
-            rustix::mm::mmap_anonymous(null, reserved_len, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)
+            rustix::mm::mmap_anonymous(
+                null,
+                reserved_len,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
         }
         .map_err(fail("reserve addresses for"))?;
         let skip = reserved.cast::<u8>().align_offset(ALIGN);
         let aligned = reserved.cast::<u8>().wrapping_add(skip);
-        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE);
+        let (prot, flags) =
+            (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE);
         // SAFETY: `aligned .. aligned + len` lies within the reservation made above, which nobody else knows of.
         let mapped = unsafe { rustix::mm::mmap(aligned.cast(), len, prot, flags, &file, 0) };
         let trim = |from: *mut u8, n: usize| {

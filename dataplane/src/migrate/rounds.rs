@@ -63,7 +63,12 @@ impl Lanes {
     ///
     /// # Errors
     /// [`RoundError`].
-    pub async fn send_round(&mut self, vmm: &VmmClient, ram: RamSize, round: u32) -> Result<RoundTotals, RoundError> {
+    pub async fn send_round(
+        &mut self,
+        vmm: &VmmClient,
+        ram: RamSize,
+        round: u32,
+    ) -> Result<RoundTotals, RoundError> {
         let started = now();
         vmm.dirty_sync().await?;
         let mut under_way = 0;

@@ -187,13 +187,16 @@ impl Session {
                 let vmm = self.vmm.clone();
                 self.ask(SourceOperation::Pause, async move {
                     let pause = vmm.pause(true).await?;
-                    let (stop_us, harvest_us, dirty_pages) = (pause.stop_us, pause.harvest_us, pause.dirty_pages);
+                    let (stop_us, harvest_us, dirty_pages) =
+                        (pause.stop_us, pause.harvest_us, pause.dirty_pages);
                     Ok(SourceEvent::Paused { stop_us, harvest_us, dirty_pages })
                 });
             }
             SourceAction::Save { console_from, .. } => self.save(console_from),
             SourceAction::Disown { epoch } => self.disown(epoch),
-            SourceAction::SwitchForward => self.work(Work::Forward { migration: self.config.migration }, None),
+            SourceAction::SwitchForward => {
+                self.work(Work::Forward { migration: self.config.migration }, None)
+            }
             SourceAction::ResumeGuest { epoch } => {
                 let vmm = self.vmm.clone();
                 self.ask(SourceOperation::ResumeGuest, async move {
@@ -225,13 +228,19 @@ impl Session {
     }
 
     /// Runs a request to the VMM; its failure is the failure of `operation`.
-    fn ask(&self, operation: SourceOperation, request: impl Future<Output = Result<SourceEvent, VmmError>> + 'static) {
+    fn ask(
+        &self,
+        operation: SourceOperation,
+        request: impl Future<Output = Result<SourceEvent, VmmError>> + 'static,
+    ) {
         let local = self.local.clone();
         glommio::spawn_local(async move {
             let event = match request.await {
                 Ok(event) => event,
                 // The agent ends a VMM that hangs up, and tells when it is dead; until then nobody knows what it does.
-                Err(VmmError::Gone { .. } | VmmError::Silent(_)) if operation == SourceOperation::Disown => return,
+                Err(VmmError::Gone { .. } | VmmError::Silent(_)) if operation == SourceOperation::Disown => {
+                    return;
+                }
                 Err(error) => SourceEvent::OperationFailed { operation, detail: error.to_string() },
             };
             let _session_ended = local.send(SourceInput::Event(event));
@@ -369,9 +378,10 @@ impl Session {
                 Ok(RoundTotals { sent, digests }) => SourceEvent::FinalSent { sent, lane_digests: digests },
                 // The lane has said itself that it is lost.
                 Err(RoundError::Lane) => return,
-                Err(RoundError::Vmm(error)) => {
-                    SourceEvent::OperationFailed { operation: SourceOperation::Send, detail: error.to_string() }
-                }
+                Err(RoundError::Vmm(error)) => SourceEvent::OperationFailed {
+                    operation: SourceOperation::Send,
+                    detail: error.to_string(),
+                },
             };
             let _session_ended = local.send(SourceInput::Event(event));
         }));
@@ -405,7 +415,11 @@ impl Session {
             let state = vmm.save().await?;
             let us = now().us_since(started);
             let text = memory.console.read(console_from, CONSOLE_RING_BYTES);
-            Ok(SourceEvent::Saved { state, console: ConsoleBytes { offset: text.offset, bytes: text.bytes }, us })
+            Ok(SourceEvent::Saved {
+                state,
+                console: ConsoleBytes { offset: text.offset, bytes: text.bytes },
+                us,
+            })
         });
     }
 
@@ -475,7 +489,8 @@ async fn converse(
     };
     futures_util::pin_mut!(reading, writing);
     let outcome = match futures_util::future::select(reading, writing).await {
-        futures_util::future::Either::Left((result, _)) | futures_util::future::Either::Right((result, _)) => result,
+        futures_util::future::Either::Left((result, _))
+        | futures_util::future::Either::Right((result, _)) => result,
     };
     connection.close(0, "control stream ended");
     outcome

@@ -193,11 +193,14 @@ impl OutLane {
         chunks: Range<u64>,
     ) -> Result<(), StreamError> {
         self.enter(round);
-        let mine: Vec<u64> = chunks_of(self.lane, self.lanes, chunks.end).filter(|c| *c >= chunks.start).collect();
+        let mine: Vec<u64> =
+            chunks_of(self.lane, self.lanes, chunks.end).filter(|c| *c >= chunks.start).collect();
         let mut cursor = Cursor { chunks: &mine, word: 0 };
         loop {
             let batch = (self.lane.0, round, self.batches);
-            let Some(runs) = in_flight.take(self.attempt, batch, || cursor.take(memory)) else { return Ok(()) };
+            let Some(runs) = in_flight.take(self.attempt, batch, || cursor.take(memory)) else {
+                return Ok(());
+            };
             if runs.is_empty() {
                 return Ok(());
             }
@@ -207,7 +210,12 @@ impl OutLane {
         }
     }
 
-    async fn send_batch(&mut self, memory: &MachineMemory, round: u32, runs: &[PageRun]) -> Result<(), StreamError> {
+    async fn send_batch(
+        &mut self,
+        memory: &MachineMemory,
+        round: u32,
+        runs: &[PageRun],
+    ) -> Result<(), StreamError> {
         let mut buffer = self.buffers.take(BATCH_PAGES * PAGE_BYTES_USIZE);
         let (batch, pages) = fill(memory, round, runs, &mut buffer);
         self.sender.batch(&batch);
@@ -256,7 +264,8 @@ impl Cursor<'_> {
                 if pages + 64 > BATCH_PAGES {
                     return (runs.clone(), runs);
                 }
-                let word = usize::try_from(chunk).unwrap_or(usize::MAX).saturating_mul(CHUNK_WORDS) + self.word;
+                let word =
+                    usize::try_from(chunk).unwrap_or(usize::MAX).saturating_mul(CHUNK_WORDS) + self.word;
                 let bits = memory.dirty.take(word);
                 pages += bits.count_ones() as usize;
                 runs.extend(runs_in(&[bits], PageIndex(word as u64 * 64)));
@@ -292,7 +301,9 @@ fn extend(runs: &mut Vec<WireRun>, page: PageIndex) {
     // Pages of the largest RAM fit 32 bits; see `WireRun`.
     let Ok(number) = u32::try_from(page.0) else { return };
     match runs.last_mut() {
-        Some(run) if run.first + run.count == number && PageIndex(run.first.into()).chunk() == page.chunk() => {
+        Some(run)
+            if run.first + run.count == number && PageIndex(run.first.into()).chunk() == page.chunk() =>
+        {
             run.count += 1;
         }
         _ => runs.push(WireRun { first: number, count: 1 }),

@@ -13,7 +13,9 @@ use tokio::sync::mpsc;
 use wire::fleet::{MigrationStanding, RefusalCode};
 use wire::ids::{Epoch, HostName};
 use wire::migration::messages::{ConsoleBytes, SourceMessage, TargetMessage, VERSION};
-use wire::migration::target::{ACTIONS_MAX, Target, TargetAction, TargetConfig, TargetEvent, TargetOperation};
+use wire::migration::target::{
+    ACTIONS_MAX, Target, TargetAction, TargetConfig, TargetEvent, TargetOperation,
+};
 use wire::units::Instant;
 use wire::vmm::MachineSpec;
 
@@ -78,6 +80,8 @@ pub enum Outside {
         /// The archive.
         state: Vec<u8>,
     },
+    /// The agent forgets the migration: end.
+    End,
 }
 
 /// A connection of the source.
@@ -126,8 +130,7 @@ async fn run(
 ) {
     let forward = local.clone();
     let mut outside = job.events.attach();
-    // Ends when the agent lets go of the session's ringer, which is how a session is forgotten.
-    let _bridge = glommio::spawn_local(async move {
+    let bridge = glommio::spawn_local(async move {
         while let Some(input) = outside.recv().await {
             let _session_ended = forward.send(TargetInput::Outside(input));
         }
@@ -159,6 +162,7 @@ async fn run(
         next = if session.ended { None } else { inputs.recv().await };
     }
     session.close();
+    bridge.cancel().await;
 }
 
 struct Session {
@@ -183,6 +187,10 @@ impl Session {
             TargetInput::Event(event) | TargetInput::Outside(Outside::Event(event)) => Some(event),
             TargetInput::Outside(Outside::VmmRenewed { round, state }) => {
                 self.restore(round, state);
+                None
+            }
+            TargetInput::Outside(Outside::End) => {
+                self.ended = true;
                 None
             }
             TargetInput::Message { session, message } => Some(TargetEvent::Message { session, message }),
@@ -218,7 +226,9 @@ impl Session {
                 TargetEvent::RouteInstalled { round },
                 Some(TargetOperation::InstallRoute),
             ),
-            TargetAction::RemoveRoute => self.context.work(self.config.spec.id, Work::RemoveRoute, Box::new(drop)),
+            TargetAction::RemoveRoute => {
+                self.context.work(self.config.spec.id, Work::RemoveRoute, Box::new(drop))
+            }
             TargetAction::Run { epoch } => self.run_guest(epoch),
             TargetAction::Discard => self.work(Work::Discard, TargetEvent::Discarded, None),
             TargetAction::Close { session } => drop(self.links.remove(&session)),

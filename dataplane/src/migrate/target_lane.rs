@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use rkyv::util::AlignedVec;
+use wire::fleet::RefusalCode;
 use wire::frame::{FrameError, Header};
 use wire::ids::{HostName, MigrationId};
 use wire::migration::lane::{ArchivedBatch, ArchivedLaneRecord, LaneError, LaneReceiver, LaneRecord};
 use wire::migration::messages::LanePoint;
 use wire::migration::target::{TargetEvent, TargetOperation};
-use wire::fleet::RefusalCode;
 use wire::pages::{Lane, PageSet};
 
 use super::target::Outside;
@@ -72,7 +72,11 @@ impl LaneSink {
         let first = u16::try_from(lanes.receivers.len()).unwrap_or(count);
         for lane in first..count {
             let receiver = LaneReceiver::new(Lane(lane), count, ram);
-            lanes.receivers.push(Arc::new(Mutex::new(Slot { attempt, receiver, touched: PageSet::empty(ram.pages()) })));
+            lanes.receivers.push(Arc::new(Mutex::new(Slot {
+                attempt,
+                receiver,
+                touched: PageSet::empty(ram.pages()),
+            })));
         }
         for slot in &lanes.receivers {
             let mut slot = lock(slot);
@@ -95,7 +99,11 @@ impl LaneSink {
 
     fn slot(&self, attempt: u32, lane: u16) -> Option<Arc<Mutex<Slot>>> {
         let lanes = lock(&self.lanes);
-        if attempt == 0 || attempt != lanes.attempt { None } else { lanes.receivers.get(usize::from(lane)).cloned() }
+        if attempt == 0 || attempt != lanes.attempt {
+            None
+        } else {
+            lanes.receivers.get(usize::from(lane)).cloned()
+        }
     }
 
     fn tell(&self, event: TargetEvent) {
@@ -154,7 +162,8 @@ async fn opened(
     let record = stream::receive::<LaneRecord>(from).await?;
     let Some(LaneRecord::Open(open)) = record else { return Err(ServeError::NotOpened) };
     let sink = context.sinks.borrow().get(&open.migration).cloned();
-    let sink = sink.filter(|sink| sink.source.as_str() == connection.peer_host()).ok_or(ServeError::NotOpened)?;
+    let sink =
+        sink.filter(|sink| sink.source.as_str() == connection.peer_host()).ok_or(ServeError::NotOpened)?;
     let slot = sink.slot(open.attempt, open.lane).ok_or(ServeError::NotOpened)?;
     Ok((sink, slot, open.attempt, open.lane))
 }
@@ -195,7 +204,11 @@ async fn receive(
 }
 
 /// Reads the payload of a frame as the chunks it arrives in.
-async fn read_payload(from: &mut RecvStream, header: &Header, into: &mut Vec<Bytes>) -> Result<(), ServeError> {
+async fn read_payload(
+    from: &mut RecvStream,
+    header: &Header,
+    into: &mut Vec<Bytes>,
+) -> Result<(), ServeError> {
     into.clear();
     let mut left = header.payload_bytes as usize;
     while left > 0 {
@@ -255,14 +268,19 @@ const _: () = assert!(wire::units::RAM_BYTES_MAX / wire::units::PAGE_BYTES <= 1 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wire::units::RamSize;
     use wire::migration::lane::{Batch, LaneSender, WireRun};
+    use wire::units::RamSize;
 
     fn archive(record: &LaneRecord) -> AlignedVec {
         rkyv::to_bytes::<rkyv::rancor::Error>(record).unwrap()
     }
 
-    fn apply_one(memory: &MachineMemory, slot: &mut Slot, batch: Batch, pages: &[&[u8]]) -> Result<(), ServeError> {
+    fn apply_one(
+        memory: &MachineMemory,
+        slot: &mut Slot,
+        batch: Batch,
+        pages: &[&[u8]],
+    ) -> Result<(), ServeError> {
         let bytes = archive(&LaneRecord::Batch(batch));
         let ArchivedLaneRecord::Batch(batch) =
             rkyv::access::<ArchivedLaneRecord, rkyv::rancor::Error>(&bytes).unwrap()
@@ -294,7 +312,8 @@ mod tests {
         assert_eq!(page, [0; 4096]);
 
         let outside = vec![WireRun { first: 4096, count: 1 }];
-        let refused = apply_one(&memory, &mut slot, Batch { round: 1, content: outside, zero: vec![] }, &[&[1; 4096]]);
+        let refused =
+            apply_one(&memory, &mut slot, Batch { round: 1, content: outside, zero: vec![] }, &[&[1; 4096]]);
         assert!(matches!(refused, Err(ServeError::Lane(LaneError::Run { .. }))));
     }
 }

@@ -9,7 +9,9 @@ use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressScope};
 use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use tokio::task::AbortHandle;
@@ -158,7 +160,12 @@ impl HostNetwork {
     ///
     /// # Errors
     /// [`NetError`].
-    pub async fn forward(&self, machine: &Addresses, to: &ForwardAddress, tap: &Tap) -> Result<u64, NetError> {
+    pub async fn forward(
+        &self,
+        machine: &Addresses,
+        to: &ForwardAddress,
+        tap: &Tap,
+    ) -> Result<u64, NetError> {
         let v4 = host_route4(machine.ip4).gateway(to.ip4.into()).output_interface(self.uplink).build();
         let v6 = host_route6(machine.ip6).gateway(to.ip6.into()).output_interface(self.uplink).build();
         self.replace_routes(v4, v6, machine).await?;
@@ -176,7 +183,8 @@ impl HostNetwork {
     pub async fn release(&self, machine: &Addresses) -> Result<(), NetError> {
         for message in [host_route4(machine.ip4).build(), host_route6(machine.ip6).build()] {
             let deleted = self.netlink.route().del(message).execute().await;
-            ignore_absent(deleted).map_err(|source| failed(format!("delete the route to {}", machine.ip4), source))?;
+            ignore_absent(deleted)
+                .map_err(|source| failed(format!("delete the route to {}", machine.ip4), source))?;
         }
         self.stop_answering(machine).await
     }
@@ -242,20 +250,28 @@ fn proxy_entry(interface: u32, ip: IpAddr) -> NeighbourMessage {
 /// What the kernel says when a route or neighbour to delete is not there: ESRCH or ENOENT.
 fn ignore_absent(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
     match result {
-        Err(rtnetlink::Error::NetlinkError(e)) if [-libc::ESRCH, -libc::ENOENT].contains(&e.raw_code()) => Ok(()),
+        Err(rtnetlink::Error::NetlinkError(e)) if [-libc::ESRCH, -libc::ENOENT].contains(&e.raw_code()) => {
+            Ok(())
+        }
         other => other,
     }
 }
 
 async fn set_up(netlink: &Handle, index: u32) -> Result<(), NetError> {
     let message = LinkUnspec::new_with_index(index).up().build();
-    netlink.link().set(message).execute().await.map_err(|source| failed(format!("set interface {index} up"), source))
+    netlink
+        .link()
+        .set(message)
+        .execute()
+        .await
+        .map_err(|source| failed(format!("set interface {index} up"), source))
 }
 
 /// Index and MAC of an interface.
 async fn link(netlink: &Handle, name: &str) -> Result<(u32, [u8; 6]), NetError> {
     let mut links = netlink.link().get().match_name(name.to_owned()).execute();
-    let found = links.try_next().await.ok().flatten().ok_or_else(|| NetError::NoInterface(name.to_owned()))?;
+    let found =
+        links.try_next().await.ok().flatten().ok_or_else(|| NetError::NoInterface(name.to_owned()))?;
     let mac = found.attributes.iter().find_map(|a| match a {
         LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
         _ => None,

@@ -29,6 +29,11 @@ const RECEIVES_PER_TURN: usize = 16;
 const SENDS_PER_TURN: usize = 8;
 /// Datagrams are received into blocks of this size and handed on as views of them.
 const BLOCK_BYTES: usize = 4 * RECEIVE_BYTES_MAX;
+/// While there is traffic, the executor never sleeps for longer than this: it may wrongly think that there
+/// is nothing to do (see [`crate::shards`]), and a transfer cannot wait for the shard's slow pulse.
+const BUSY_PULSE: Duration = Duration::from_millis(1);
+/// How long after the last datagram there still is traffic.
+const BUSY: Duration = Duration::from_millis(50);
 /// How long to leave a socket alone that answers every call with an error.
 const BROKEN_SOCKET_PAUSE: Duration = Duration::from_millis(100);
 
@@ -44,6 +49,8 @@ pub(super) struct Driver {
     readable: Option<Pending>,
     /// No connection wants to be looked at before this.
     next_deadline: Option<Instant>,
+    busy_until: Instant,
+    pulse: Option<Timer>,
 }
 
 impl Driver {
@@ -55,6 +62,8 @@ impl Driver {
             blocked: None,
             readable: None,
             next_deadline: None,
+            busy_until: Instant::now(),
+            pulse: None,
         }
     }
 
@@ -74,7 +83,8 @@ impl Driver {
             if received == 0 && driven == 0 {
                 self.wait().await;
             } else {
-                glommio::executor().yield_now().await;
+                self.busy_until = Instant::now() + BUSY;
+                self.yield_now().await;
             }
         }
         self.core.stopped.set(true);
@@ -279,10 +289,27 @@ impl Driver {
         })
     }
 
+    /// Lets the shard's other tasks run, with a timer armed.
+    async fn yield_now(&mut self) {
+        let pulse = self.pulse.get_or_insert_with(|| Timer::new(BUSY_PULSE));
+        let mut beaten = false;
+        poll_fn(|cx| {
+            beaten = Pin::new(&mut *pulse).poll(cx).is_ready();
+            Poll::Ready(())
+        })
+        .await;
+        if beaten {
+            self.pulse = None;
+        }
+        glommio::executor().yield_now().await;
+    }
+
     /// Waits for a datagram, for room to send, for the next timer, or for the bell.
     async fn wait(&mut self) {
+        let now = Instant::now();
+        let pulse = (now < self.busy_until).then(|| now + BUSY_PULSE);
         let mut timer =
-            self.next_deadline.map(|due| Timer::new(due.saturating_duration_since(Instant::now())));
+            earlier(self.next_deadline, pulse).map(|due| Timer::new(due.saturating_duration_since(now)));
         if self.readable.is_none() {
             self.readable = Some(Box::pin(self.core.socket.readable()));
         }

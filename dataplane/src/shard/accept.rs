@@ -50,7 +50,11 @@ async fn serve_control(
         return answer_as_stranger(&context, &connection, &mut send, &first).await;
     };
     let number = context.next_session();
-    session.input(TargetInput::Opened(ControlStream { session: number, connection: connection.clone(), send }));
+    session.input(TargetInput::Opened(ControlStream {
+        session: number,
+        connection: connection.clone(),
+        send,
+    }));
     let mut message = Some(first);
     while let Some(current) = message.take() {
         session.input(TargetInput::Message { session: number, message: current });
@@ -71,7 +75,10 @@ async fn answer_as_stranger(
     first: &SourceMessage,
 ) {
     let may_own = matches!(first, SourceMessage::Commit(c) if context.adopted_epochs.contains(&c.epoch));
-    if !may_own && stream::send(send, VERSION, &first.answer_of_a_stranger()).await.is_ok() && send.finish().is_ok() {
+    if !may_own
+        && stream::send(send, VERSION, &first.answer_of_a_stranger()).await.is_ok()
+        && send.finish().is_ok()
+    {
         let _peer_gone = send.acknowledged().await;
     }
     connection.close(0, "not expected here");

@@ -40,6 +40,8 @@ pub enum ShardOrder {
     Attach {
         /// The machine.
         machine: MachineId,
+        /// Process id of the VMM, which its events carry.
+        pid: u32,
         /// The socket.
         socket: OwnedFd,
         /// Whether it worked.
@@ -93,6 +95,8 @@ pub enum ShardReport {
     Vmm {
         /// The machine.
         machine: MachineId,
+        /// Process id of that VMM.
+        pid: u32,
         /// What.
         event: VmmEvent,
     },
@@ -303,7 +307,9 @@ pub async fn run(seat: ShardSeat, start: ShardStart) {
 
 fn apply(context: &Rc<ShardContext>, order: ShardOrder) {
     match order {
-        ShardOrder::Attach { machine, socket, answer } => drop(answer.send(attach(context, machine, socket))),
+        ShardOrder::Attach { machine, pid, socket, answer } => {
+            drop(answer.send(attach(context, machine, pid, socket)));
+        }
         ShardOrder::Vmm { machine, request, answer } => {
             let client = context.machines.borrow().get(&machine).cloned();
             glommio::spawn_local(async move { drop(answer.send(ask(client, request).await)) }).detach();
@@ -322,10 +328,10 @@ fn apply(context: &Rc<ShardContext>, order: ShardOrder) {
     }
 }
 
-fn attach(context: &Rc<ShardContext>, machine: MachineId, socket: OwnedFd) -> io::Result<()> {
+fn attach(context: &Rc<ShardContext>, machine: MachineId, pid: u32, socket: OwnedFd) -> io::Result<()> {
     let for_watcher = context.clone();
     let client = VmmClient::start(machine, socket, move |event| {
-        for_watcher.report(ShardReport::Vmm { machine, event });
+        for_watcher.report(ShardReport::Vmm { machine, pid, event });
     })?;
     context.machines.borrow_mut().insert(machine, client);
     Ok(())

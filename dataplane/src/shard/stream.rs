@@ -33,7 +33,10 @@ pub async fn send<M: Message>(to: &mut SendStream, version: u16, message: &M) ->
 ///
 /// # Errors
 /// [`StreamError`].
-pub async fn receive_head(from: &mut RecvStream, body: &mut AlignedVec) -> Result<Option<Header>, StreamError> {
+pub async fn receive_head(
+    from: &mut RecvStream,
+    body: &mut AlignedVec,
+) -> Result<Option<Header>, StreamError> {
     let mut fixed = [0; HEADER_BYTES];
     match from.read_exact(&mut fixed).await {
         Ok(()) => {}

@@ -111,7 +111,9 @@ impl VmmClient {
     /// [`VmmError`].
     pub async fn pause(&self, harvest: bool) -> Result<Pause, VmmError> {
         match self.call("Pause", Request::Pause { harvest }).await? {
-            Reply::Paused { stop_us, harvest_us, dirty_pages } => Ok(Pause { stop_us, harvest_us, dirty_pages }),
+            Reply::Paused { stop_us, harvest_us, dirty_pages } => {
+                Ok(Pause { stop_us, harvest_us, dirty_pages })
+            }
             _ => Err(VmmError::Protocol("Pause")),
         }
     }
@@ -201,7 +203,8 @@ impl VmmClient {
         let gone = || VmmError::Gone { waiting_for: what, source: None };
         let seq = self.shared.seq.get().wrapping_add(1).max(1);
         self.shared.seq.set(seq);
-        let bytes = frame::encode(VERSION, &ToVmm { seq, request }, 0).map_err(|_| VmmError::Protocol(what))?;
+        let bytes =
+            frame::encode(VERSION, &ToVmm { seq, request }, 0).map_err(|_| VmmError::Protocol(what))?;
         let (answer, answered) = oneshot::channel();
         {
             // One writer at a time: a frame must not be cut by another one.
@@ -220,7 +223,11 @@ impl VmmClient {
 }
 
 /// Reads frames until the stream ends or breaks; says how.
-async fn read_all(shared: &Shared, mut stream: UnixStream, watcher: &impl Fn(VmmEvent)) -> Option<std::io::Error> {
+async fn read_all(
+    shared: &Shared,
+    mut stream: UnixStream,
+    watcher: &impl Fn(VmmEvent),
+) -> Option<std::io::Error> {
     loop {
         match read_frame(&mut stream).await {
             Ok(FromVmm::Notice(notice)) => watcher(VmmEvent::Notice(notice)),

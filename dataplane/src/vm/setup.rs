@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use rkyv::util::AlignedVec;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 use wire::frame::{self, HEADER_BYTES, Header};
 use wire::vmm::{Disowned, FromVmm, GuestEnd, MachineSpec, Phase, Reply, Request, ToVmm, VERSION};
@@ -77,7 +78,8 @@ impl Setup {
         let path = "/dev/kvm";
         let kvm = File::options().read(true).write(true).open(path);
         let kvm = kvm.map_err(|source| VmmError::File { what: "open", path: path.to_owned(), source })?;
-        let fds = [kvm.as_fd(), memory.ram.as_fd(), memory.dirty.as_fd(), memory.console.as_fd(), tap.as_fd()];
+        let fds =
+            [kvm.as_fd(), memory.ram.as_fd(), memory.dirty.as_fd(), memory.console.as_fd(), tap.as_fd()];
         self.done("Create", Request::Create(spec.clone()), &fds)
     }
 
@@ -105,8 +107,8 @@ impl Setup {
             return Err(VmmError::Protocol("Describe"));
         };
         let Some(spec) = spec else { return Ok(None) };
-        let [ram, dirty, console, tap] =
-            <[OwnedFd; 4]>::try_from(fds).map_err(|_| VmmError::Protocol("Describe without its descriptors"))?;
+        let [ram, dirty, console, tap] = <[OwnedFd; 4]>::try_from(fds)
+            .map_err(|_| VmmError::Protocol("Describe without its descriptors"))?;
         let mapped = |e| VmmError::File {
             what: "map",
             path: format!("the memory of {}", spec.id),
@@ -167,7 +169,8 @@ impl Setup {
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let sent = rustix::net::sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+        let sent =
+            rustix::net::sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
         self.stream.write_all(&bytes[sent..])
     }
 

@@ -11,7 +11,6 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use glommio::{LocalExecutor, LocalExecutorBuilder, Placement};
 use pki::{FleetCa, Kind, PeerIdentity, Trust};
 
 use super::*;
@@ -19,17 +18,9 @@ use super::*;
 /// No test takes nearly as long; one that hangs fails with this instead.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn executor() -> LocalExecutor {
-    LocalExecutorBuilder::new(Placement::Unbound)
-        .preempt_timer(Duration::from_micros(500))
-        .io_memory(64 << 10)
-        .make()
-        .unwrap()
-}
-
 /// Runs `future` on a shard of its own, within the tests' patience.
 fn on_shard<T>(future: impl Future<Output = T> + 'static) -> T {
-    executor().run(async {
+    crate::shards::run_here(async {
         let mut slot = None;
         glommio::timer::timeout(PATIENCE, async {
             slot = Some(future.await);
@@ -39,6 +30,7 @@ fn on_shard<T>(future: impl Future<Output = T> + 'static) -> T {
         .expect("the test hangs");
         slot.unwrap()
     })
+    .unwrap()
 }
 
 fn member(ca: &FleetCa, name: &str) -> Trust {

@@ -1,0 +1,107 @@
+//! Finding the machines that an earlier `mashined` left running, and taking charge of them again.
+//!
+//! The VMM says what it is. A machine that was given away stays so: its fate is settled by the control plane. A copy that was being
+//! received and never ran is dropped, which is also the promise that it never will run here. A machine that was paused by a
+//! migration, and not given away, is this host's and goes on.
+
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use wire::fleet::HostPhase;
+use wire::ids::{Epoch, MachineId};
+use wire::vmm::Phase;
+
+use super::Host;
+use super::machine::{Machine, Vm};
+use crate::net::tap_name;
+use crate::shard::VmmRequest;
+use crate::vm::process::{MachineDir, VmmProcess};
+use crate::vm::setup::{Adopted, Setup};
+
+/// A machine found running.
+pub(super) struct Survivor {
+    process: VmmProcess,
+    socket: std::os::fd::OwnedFd,
+    /// What it says of itself.
+    pub adopted: Adopted,
+}
+
+/// Finds all machines of this host that still run, and clears away what is left of those that do not. Blocks.
+pub(super) fn find(state: &Path) -> Vec<Survivor> {
+    let mut survivors = Vec::new();
+    for id in MachineDir::list(state) {
+        let dir = MachineDir::of(state, id);
+        match find_one(id, &dir) {
+            Some(survivor) => survivors.push(survivor),
+            None => dir.remove(),
+        }
+    }
+    survivors
+}
+
+fn find_one(id: MachineId, dir: &MachineDir) -> Option<Survivor> {
+    let process = VmmProcess::find(dir)?;
+    let found = Setup::connect(&dir.socket()).and_then(|mut setup| Ok((setup.adopt()?, setup)));
+    match found {
+        // One that never ran holds nothing that anybody owns.
+        Ok((Some(adopted), setup)) if adopted.epoch > Epoch::default() => {
+            Some(Survivor { process, socket: setup.into_socket(), adopted })
+        }
+        Ok(_) => {
+            tracing::info!(machine = %id, "dropping a machine that was never run here");
+            process.kill();
+            None
+        }
+        Err(error) => {
+            tracing::warn!(machine = %id, %error, "a VMM does not answer; ending it");
+            process.kill();
+            None
+        }
+    }
+}
+
+impl Host {
+    pub(super) async fn adopt(self: &Rc<Self>, survivors: Vec<Survivor>) {
+        for survivor in survivors {
+            let id = survivor.adopted.spec.id;
+            if let Err(error) = self.adopt_one(survivor).await {
+                tracing::warn!(machine = %id, error = format!("{error:#}"), "cannot take charge of a machine again");
+            }
+        }
+    }
+
+    async fn adopt_one(self: &Rc<Self>, survivor: Survivor) -> anyhow::Result<()> {
+        let Survivor { process, socket, adopted } = survivor;
+        let Adopted { spec, phase, epoch, disowned, ended, memory, tap } = adopted;
+        let id = spec.id;
+        // What runs is held, whatever the limit says now.
+        let _over_the_limit = self.ledger.borrow_mut().hold(&spec);
+        let host_phase = match (phase, &disowned) {
+            (_, Some(_)) => HostPhase::GivenAway,
+            (Phase::Ended, _) => HostPhase::Ended,
+            _ => HostPhase::Starting,
+        };
+        let machine = Rc::new(Machine::new(spec, epoch, host_phase));
+        machine.set_migration(disowned.as_ref().map(|d| d.migration));
+        let addresses = machine.addresses();
+        let tap_index = self.net.attach(&tap_name(id), &addresses).await?;
+        let (process, memory, tap) = (Arc::new(process), Arc::new(memory), Arc::new(tap));
+        machine.set_vm(Vm { process, memory, tap, tap_index });
+        self.machines.borrow_mut().insert(id, machine.clone());
+        self.attach(&machine, socket).await.map_err(|refusal| anyhow::anyhow!(refusal.detail))?;
+        if let Some(end) = ended {
+            self.guest_ended(&machine, end);
+        }
+        if host_phase == HostPhase::Starting {
+            self.ask_vmm(id, VmmRequest::Run(epoch)).await?;
+            machine.set_phase(HostPhase::Running);
+            self.ask_vmm(id, VmmRequest::StopDirtyLog).await?;
+            self.net.route_to_tap(tap_index, &addresses).await?;
+            self.net.answer_for(&addresses).await?;
+            self.announce(addresses);
+        }
+        tracing::info!(machine = %id, %epoch, phase = ?machine.phase(), "took charge again");
+        Ok(())
+    }
+}

@@ -10,8 +10,8 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
-use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
+use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use linux_loader::loader::{Error as LoaderError, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use wire::units::MMIO_HOLE_START;
@@ -70,13 +70,14 @@ pub enum BootError {
         what: &'static str,
     },
     /// The command line is too long or not printable.
-    #[error("the kernel command line has {0} bytes, or a zero byte; {CMDLINE_BYTES_MAX} printable bytes are possible")]
+    #[error(
+        "the kernel command line has {0} bytes, or a zero byte; {CMDLINE_BYTES_MAX} printable bytes are possible"
+    )]
     Cmdline(usize),
     /// Guest memory refused a write.
     #[error("the boot parameters cannot be written")]
     Memory(#[from] vm_memory::GuestMemoryError),
 }
-
 
 /// Loads kernel, initial RAM disk and command line into `memory`, and says where vCPU 0 begins.
 ///
@@ -125,7 +126,10 @@ fn check_elf(memory: &GuestMemory, kernel: &mut File) -> Result<(), BootError> {
     kernel.read_exact(&mut header).map_err(read)?;
     const CLASS_64_LITTLE_ENDIAN: [u8; 2] = [2, 1];
     const MACHINE_X86_64: u64 = 62;
-    if !header.starts_with(b"\x7fELF") || header[4..6] != CLASS_64_LITTLE_ENDIAN || u16_at(&header, 18) != MACHINE_X86_64 {
+    if !header.starts_with(b"\x7fELF")
+        || header[4..6] != CLASS_64_LITTLE_ENDIAN
+        || u16_at(&header, 18) != MACHINE_X86_64
+    {
         return Err(BootError::NotElf);
     }
     let (table, entry_bytes, count) = (u64_at(&header, 32), u16_at(&header, 54), u16_at(&header, 56));

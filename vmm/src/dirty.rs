@@ -122,7 +122,11 @@ mod tests {
     fn region(shared: &Arc<DirtyBitmap>, offset: usize) -> DirtyRegion {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096).unwrap();
-        DirtyRegion::new(Arc::clone(shared), offset, Arc::new(SharedMapping::new(&file, "RAM", 4096).unwrap()))
+        DirtyRegion::new(
+            Arc::clone(shared),
+            offset,
+            Arc::new(SharedMapping::new(&file, "RAM", 4096).unwrap()),
+        )
     }
 
     fn bitmap(pages: u64) -> Arc<DirtyBitmap> {

@@ -236,7 +236,12 @@ impl EventLoop {
         let Some(machine) = self.supervisor.machine() else { return Ok(()) };
         if !self.machine_added {
             let fd = machine.ended_event();
-            epoll::add(&self.epoll, borrow(fd), EventData::new_u64(Source::GuestEnded.token()), EventFlags::IN)?;
+            epoll::add(
+                &self.epoll,
+                borrow(fd),
+                EventData::new_u64(Source::GuestEnded.token()),
+                EventFlags::IN,
+            )?;
             self.machine_added = true;
             self.hosts_added = vec![false; machine.bus().slots()];
         }

@@ -13,7 +13,9 @@ const CONTROL: RawFd = 3;
 
 fn main() -> ExitCode {
     let Some(listener) = control_socket() else {
-        eprintln!("mashine-vmm: descriptor {CONTROL} is no listening Unix socket; this program is started by mashined");
+        eprintln!(
+            "mashine-vmm: descriptor {CONTROL} is no listening Unix socket; this program is started by mashined"
+        );
         return ExitCode::from(2);
     };
     match EventLoop::new(listener).and_then(EventLoop::run) {

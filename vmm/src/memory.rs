@@ -61,12 +61,8 @@ pub fn layout(size: RamSize) -> Vec<Slot> {
     let low_bytes = size.bytes().min(MMIO_HOLE_START);
     let low = Slot { number: 0, guest_start: 0, first_page: 0, pages: low_bytes / PAGE_BYTES };
     let high_bytes = size.bytes() - low_bytes;
-    let high = Slot {
-        number: 1,
-        guest_start: MMIO_HOLE_END,
-        first_page: low.pages,
-        pages: high_bytes / PAGE_BYTES,
-    };
+    let high =
+        Slot { number: 1, guest_start: MMIO_HOLE_END, first_page: low.pages, pages: high_bytes / PAGE_BYTES };
     if high_bytes == 0 { vec![low] } else { vec![low, high] }
 }
 

@@ -37,7 +37,9 @@ mod tests {
         assert_eq!(end_of(0x501, &[0x32]), Some(GuestEnd::Panic));
         assert_eq!(end_of(0x604, &[0x00, 0x20]), Some(GuestEnd::PowerOff));
         assert_eq!(end_of(0x64, &[0xfe]), Some(GuestEnd::Reset));
-        for (port, data) in [(0x501, &[0u8][..]), (0x501, &[0x31, 0]), (0x604, &[0, 0x10]), (0x64, &[0]), (0x60, &[0xfe])] {
+        for (port, data) in
+            [(0x501, &[0u8][..]), (0x501, &[0x31, 0]), (0x604, &[0, 0x10]), (0x64, &[0]), (0x60, &[0xfe])]
+        {
             assert_eq!(end_of(port, data), None, "{port:#x} {data:x?}");
         }
     }

@@ -105,8 +105,8 @@ impl SharedMapping {
     /// Asks for huge pages. A host whose shmem does not give any says no, which is as good.
     pub fn advise_huge_pages(&self) {
         // SAFETY: the range is our own mapping, and this advice never changes its content.
-        let advised = unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), self.bytes, Advice::LinuxHugepage) };
-        drop(advised);
+        let _refused =
+            unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), self.bytes, Advice::LinuxHugepage) };
     }
 
     /// Address of the first byte, for KVM's memory slots and vm-memory's regions. Valid while `self` lives.

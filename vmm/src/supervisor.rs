@@ -135,14 +135,19 @@ impl Supervisor {
     fn create(&mut self, spec: MachineSpec, descriptors: Vec<OwnedFd>) -> Result<Reply, Refused> {
         let count = descriptors.len();
         let mut fds = descriptors.into_iter();
-        let (Some(kvm), Some(ram), Some(dirty), Some(console)) = (fds.next(), fds.next(), fds.next(), fds.next())
+        let (Some(kvm), Some(ram), Some(dirty), Some(console)) =
+            (fds.next(), fds.next(), fds.next(), fds.next())
         else {
             return Err(Refused::argument(format!(
                 "{count} descriptors came with Create; it takes kvm, ram, dirty bitmap, console and, for a network interface, tap"
             )));
         };
         if !(1..=wire::units::VCPUS_MAX).contains(&spec.vcpus) {
-            return Err(Refused::argument(format!("{} vCPUs; 1 to {} are possible", spec.vcpus, wire::units::VCPUS_MAX)));
+            return Err(Refused::argument(format!(
+                "{} vCPUs; 1 to {} are possible",
+                spec.vcpus,
+                wire::units::VCPUS_MAX
+            )));
         }
         let checked = wire::units::RamSize::from_bytes(spec.ram.bytes());
         if let Err(error) = checked {
@@ -223,21 +228,28 @@ fn on_machine(
         (Action::DirtyTake, Request::DirtyTake { first, count }) => {
             return Ok(Reply::Dirty { pages: machine.dirty_take(first.0, count)? });
         }
-        (Action::SerialInput, Request::SerialInput(bytes)) => machine
-            .serial_input(&bytes)
-            .map_err(|error| Refused::new(Code::BadArgument, &error))?,
+        (Action::SerialInput, Request::SerialInput(bytes)) => {
+            machine.serial_input(&bytes).map_err(|error| Refused::new(Code::BadArgument, &error))?
+        }
         // All other requests only change the record.
         _ => {}
     }
     Ok(Reply::Done)
 }
 
-fn boot(machine: &mut Machine, initrd: bool, cmdline: &str, descriptors: Vec<OwnedFd>) -> Result<(), Refused> {
+fn boot(
+    machine: &mut Machine,
+    initrd: bool,
+    cmdline: &str,
+    descriptors: Vec<OwnedFd>,
+) -> Result<(), Refused> {
     let count = descriptors.len();
     let mut files = descriptors.into_iter().map(File::from);
     let (kernel, disk) = (files.next(), files.next());
     let (Some(mut kernel), true) = (kernel, disk.is_some() == initrd) else {
-        return Err(Refused::argument(format!("{count} descriptors came with Boot; it takes the kernel and, if announced, the initrd")));
+        return Err(Refused::argument(format!(
+            "{count} descriptors came with Boot; it takes the kernel and, if announced, the initrd"
+        )));
     };
     let mut disk = disk;
     machine.boot(&mut kernel, disk.as_mut(), cmdline).map_err(|error| {

@@ -3,8 +3,8 @@
 mod common;
 
 use common::elf::{self, COUNTER};
-use common::host::{Parts, Vmm, spec, wait_until};
 use common::have_kvm;
+use common::host::{Parts, Vmm, spec, wait_until};
 use wire::ids::Epoch;
 use wire::vmm::{Code, GuestEnd, Notice, Phase, Reply, Request};
 

@@ -13,8 +13,8 @@ use std::os::unix::net::UnixStream;
 use rkyv::util::AlignedVec;
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use wire::frame::{self, EncodeError, FrameError, HEADER_BYTES, Header};
 use wire::vmm::{FromVmm, ToVmm, VERSION};
@@ -104,7 +104,8 @@ impl Connection {
     pub fn receive(&mut self) -> Result<Option<Incoming>, ConnectionError> {
         loop {
             let Some(header) = self.header else {
-                let got = receive_into(&self.stream, &mut self.fixed[self.fixed_bytes..], &mut self.descriptors)?;
+                let got =
+                    receive_into(&self.stream, &mut self.fixed[self.fixed_bytes..], &mut self.descriptors)?;
                 let Some(got) = got else { return Ok(None) };
                 self.fixed_bytes += got;
                 if self.fixed_bytes == HEADER_BYTES {

@@ -17,7 +17,9 @@ pub enum CapsError {
     #[error("/dev/kvm speaks API version {0}, not 12: update the host's kernel")]
     Api(i32),
     /// A capability without which nothing works.
-    #[error("this host's KVM lacks {0}: use a host with a newer kernel, and in-kernel interrupt chips enabled")]
+    #[error(
+        "this host's KVM lacks {0}: use a host with a newer kernel, and in-kernel interrupt chips enabled"
+    )]
     Missing(&'static str),
 }
 

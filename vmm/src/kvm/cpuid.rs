@@ -109,7 +109,9 @@ const fn state_bits(function: u32, register: usize) -> u32 {
 
 /// A feature the guest was promised and this host's KVM does not have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("this host's CPU lacks a feature the guest uses: {word} bit {bit}; choose a host with the machine's CPU profile")]
+#[error(
+    "this host's CPU lacks a feature the guest uses: {word} bit {bit}; choose a host with the machine's CPU profile"
+)]
 pub struct MissingFeature {
     /// The word of CPUID.
     pub word: &'static str,
@@ -128,8 +130,10 @@ pub fn check(wanted: &[CpuidEntry], supported: &CpuId) -> Result<(), MissingFeat
             .iter()
             .find(|e| e.function == function && e.index == index)
             .map_or(0, |e| [e.eax, e.ebx, e.ecx, e.edx][register]);
-        let want =
-            wanted.iter().find(|e| e.function == function && e.index == index).map_or(0, |e| e.regs[register]);
+        let want = wanted
+            .iter()
+            .find(|e| e.function == function && e.index == index)
+            .map_or(0, |e| e.regs[register]);
         let missing = want & !have & !state_bits(function, register);
         if missing != 0 {
             return Err(MissingFeature { word, bit: missing.trailing_zeros() });

@@ -7,11 +7,17 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
-use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
+/// Request numbers. The macros make functions that cannot be documented one by one.
+#[allow(missing_docs)]
+mod number {
+    use super::{KVMIO, kvm_clear_dirty_log, kvm_device_attr};
+    use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
-ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
-ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
-ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
+    ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
+    ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+    ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
+}
+use number::{KVM_CLEAR_DIRTY_LOG, KVM_GET_DEVICE_ATTR, KVM_SET_DEVICE_ATTR};
 
 /// Clears the bits of `words` in the dirty log of `slot`, from page `first_page` of the slot on, and write-protects those
 /// pages again. `pages` is a multiple of 64 or reaches the end of the slot; `words` holds a bit for each.
@@ -63,4 +69,3 @@ pub fn set_tsc_offset(vcpu: &VcpuFd, mut value: u64) -> Result<(), errno::Error>
     let done = unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attr) };
     if done < 0 { Err(errno::Error::last()) } else { Ok(()) }
 }
-

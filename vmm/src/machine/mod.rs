@@ -134,7 +134,8 @@ impl Machine {
         let vm = Arc::new(Vm::new(kvm, &ram)?);
         let files = Files { ram: ram_file, dirty: dirty_file, console: console_file, tap };
         let bus = Arc::new(make_bus(&spec, &vm, &ram, &files)?);
-        let ended_event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(CreateError::Events)?;
+        let ended_event =
+            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(CreateError::Events)?;
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(true),
             ended: Mutex::new(None),
@@ -177,7 +178,12 @@ impl Machine {
     ///
     /// # Errors
     /// [`BootError`] when it cannot be booted.
-    pub fn boot(&mut self, kernel: &mut File, initrd: Option<&mut File>, cmdline: &str) -> Result<(), MachineBootError> {
+    pub fn boot(
+        &mut self,
+        kernel: &mut File,
+        initrd: Option<&mut File>,
+        cmdline: &str,
+    ) -> Result<(), MachineBootError> {
         let devices = (0..self.bus.slots()).map(virtio::cmdline_of);
         let words: Vec<String> = std::iter::once(cmdline.to_owned()).chain(devices).collect();
         let entry = boot::load(self.ram.memory(), kernel, initrd, words.join(" ").trim())?;

@@ -50,7 +50,9 @@ impl SnapshotError {
     pub const fn is_bad_state(&self) -> bool {
         !matches!(
             self,
-            Self::Kvm(KvmError::Ioctl { .. } | KvmError::VcpuSilent(_) | KvmError::Thread(_) | KvmError::Caps(_))
+            Self::Kvm(
+                KvmError::Ioctl { .. } | KvmError::VcpuSilent(_) | KvmError::Thread(_) | KvmError::Caps(_)
+            )
         )
     }
 }

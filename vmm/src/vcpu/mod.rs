@@ -97,11 +97,11 @@ impl Vcpus {
         thread::register_kick()?;
         let mut handles = Vec::new();
         for id in 0..count {
-            let vcpu = setup::create(vm, id, count, tsc_khz)?;
+            let (vcpu, cpuid) = setup::create(vm, id, count, tsc_khz)?;
             // One command is outstanding at a time, so that a slot of one never blocks.
             let (commands, command_receiver) = sync_channel(1);
             let (answer_sender, answers) = sync_channel(1);
-            let worker = thread::Worker::new(vcpu, Arc::clone(vm), Arc::clone(shared));
+            let worker = thread::Worker::new(vcpu, cpuid, Arc::clone(vm), Arc::clone(shared));
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{id}"))
                 .stack_size(256 << 10)

@@ -6,6 +6,8 @@
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 
+use wire::state::CpuidEntry;
+
 use crate::kvm::{Attempt, KvmError, Vm, cpuid};
 
 const CR0_PE: u64 = 1;
@@ -27,17 +29,18 @@ pub struct Entry {
     pub start_info: u64,
 }
 
-/// Makes vCPU `id` of `count` and tells it what it is. `tsc_khz` is the frequency the guest is to see; 0 takes the host's.
+/// Makes vCPU `id` of `count` and tells it what it is, which is given back too: some KVMs answer another CPUID than
+/// the one they were given. `tsc_khz` is the frequency the guest is to see; 0 takes the host's.
 ///
 /// # Errors
 /// [`KvmError`] when KVM refuses, or cannot give the TSC that frequency.
-pub fn create(vm: &Vm, id: u32, count: u32, tsc_khz: u32) -> Result<VcpuFd, KvmError> {
+pub fn create(vm: &Vm, id: u32, count: u32, tsc_khz: u32) -> Result<(VcpuFd, Vec<CpuidEntry>), KvmError> {
     let vcpu = vm.create_vcpu(id)?;
     set_tsc_khz(vm, &vcpu, tsc_khz)?;
     let khz = vcpu.get_tsc_khz().attempt("asking for the TSC frequency")?;
     let leaves = cpuid::for_vcpu(&vm.supported_cpuid, id, count, khz);
     set_cpuid(&vcpu, &leaves)?;
-    Ok(vcpu)
+    Ok((vcpu, cpuid::to_state(&leaves)))
 }
 
 /// Sets CPUID leaves.
@@ -89,10 +92,8 @@ pub fn set_boot_state(vcpu: &VcpuFd, entry: Entry) -> Result<(), KvmError> {
     vcpu.set_sregs(&sregs).attempt("setting the system registers")?;
 
     let msr = |index, data| kvm_msr_entry { index, data, ..Default::default() };
-    let initial = [
-        msr(MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
-        msr(MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK),
-    ];
+    let initial =
+        [msr(MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING), msr(MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK)];
     let too_many = |_| KvmError::Size { what: "MSRs", have: initial.len(), want: initial.len() };
     let msrs = Msrs::from_entries(&initial).map_err(too_many)?;
     // A KVM that does not know one of them leaves the power-on value, which boots as well.

@@ -12,11 +12,11 @@
 //! hosts' TSCs are apart ([`TscPlan`]). Where KVM has no such attribute, `IA32_TSC` itself is written, advanced by the time the move took.
 
 use kvm_bindings::{
-    KVM_MP_STATE_UNINITIALIZED, Msrs, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
-    kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    KVM_MP_STATE_UNINITIALIZED, Msrs, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
-use wire::state::{MsrEntry, VcpuState};
+use wire::state::{CpuidEntry, MsrEntry, VcpuState};
 
 use super::setup;
 use crate::kvm::{Attempt, KvmError, Vm, cpuid, from_bytes, ioctl, to_bytes};
@@ -34,11 +34,11 @@ pub struct TscPlan {
     pub elapsed_ticks: u64,
 }
 
-/// Reads all of a stopped vCPU's state.
+/// Reads all of a stopped vCPU's state; `cpuid` is what it was told.
 ///
 /// # Errors
 /// [`KvmError`] when KVM refuses.
-pub fn save(vcpu: &VcpuFd, vm: &Vm) -> Result<VcpuState, KvmError> {
+pub fn save(vcpu: &VcpuFd, vm: &Vm, cpuid: &[CpuidEntry]) -> Result<VcpuState, KvmError> {
     let mp_state = vcpu.get_mp_state().attempt("reading mp_state")?.mp_state;
     let events = vcpu.get_vcpu_events().attempt("reading vCPU events")?;
     let state = VcpuState {
@@ -50,7 +50,7 @@ pub fn save(vcpu: &VcpuFd, vm: &Vm) -> Result<VcpuState, KvmError> {
         xcrs: to_bytes(&vcpu.get_xcrs().attempt("reading the extended control registers")?),
         debugregs: to_bytes(&vcpu.get_debug_regs().attempt("reading the debug registers")?),
         lapic: to_bytes(&vcpu.get_lapic().attempt("reading the local APIC")?),
-        cpuid: save_cpuid(vcpu)?,
+        cpuid: cpuid.to_vec(),
         tsc_khz: vcpu.get_tsc_khz().attempt("asking for the TSC frequency")?,
         tsc_offset: if vm.caps.vcpu_attributes { ioctl::tsc_offset(vcpu) } else { None },
         nested: Vec::new(),
@@ -59,14 +59,21 @@ pub fn save(vcpu: &VcpuFd, vm: &Vm) -> Result<VcpuState, KvmError> {
     Ok(state)
 }
 
-/// Writes all of a vCPU's state; the vCPU has not run yet.
+/// Writes all of a vCPU's state; the vCPU has not run yet. `told` is what it was told by CPUID, and is brought up to date.
 ///
 /// # Errors
 /// [`KvmError`] when the state does not fit this host or KVM refuses it.
-pub fn restore(vcpu: &VcpuFd, vm: &Vm, state: &VcpuState, plan: TscPlan) -> Result<(), KvmError> {
+pub fn restore(
+    vcpu: &VcpuFd,
+    vm: &Vm,
+    told: &mut Vec<CpuidEntry>,
+    state: &VcpuState,
+    plan: TscPlan,
+) -> Result<(), KvmError> {
     cpuid::check(&state.cpuid, &vm.supported_cpuid)?;
-    if save_cpuid(vcpu)? != state.cpuid {
+    if *told != state.cpuid {
         setup::set_cpuid(vcpu, &cpuid::from_state(&state.cpuid))?;
+        told.clone_from(&state.cpuid);
     }
     setup::set_tsc_khz(vm, vcpu, state.tsc_khz)?;
 
@@ -118,7 +125,8 @@ fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<MsrEntry>, KvmError> 
     let mut rest = indices;
     // KVM stops at the first MSR it cannot read, and says how many it has read. That one is left out.
     while !rest.is_empty() {
-        let entries: Vec<_> = rest.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
+        let entries: Vec<_> =
+            rest.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
         let too_many = |_| KvmError::Size { what: "MSRs", have: rest.len(), want: rest.len() };
         let mut msrs = Msrs::from_entries(&entries).map_err(too_many)?;
         let read = vcpu.get_msrs(&mut msrs).attempt("reading MSRs")?.min(rest.len());
@@ -144,11 +152,6 @@ fn restore_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), KvmError
         rest = rest.get(written + 1..).unwrap_or_default();
     }
     Ok(())
-}
-
-fn save_cpuid(vcpu: &VcpuFd) -> Result<Vec<wire::state::CpuidEntry>, KvmError> {
-    let leaves = vcpu.get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES).attempt("reading CPUID")?;
-    Ok(cpuid::to_state(leaves.as_slice()))
 }
 
 /// Bytes of the XSAVE area that every host has; what is beyond is the extra part of `kvm_xsave2`.

@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use wire::state::CpuidEntry;
 use wire::vmm::GuestEnd;
 
 use super::{Answer, Command, Shared, run, setup, state};
@@ -47,14 +48,16 @@ pub fn register_kick() -> Result<(), KvmError> {
 /// What a vCPU's thread owns.
 pub struct Worker {
     vcpu: VcpuFd,
+    /// What the guest was told by CPUID.
+    cpuid: Vec<CpuidEntry>,
     vm: Arc<Vm>,
     shared: Arc<Shared>,
 }
 
 impl Worker {
     /// Takes the vCPU; it moves to its thread with this.
-    pub const fn new(vcpu: VcpuFd, vm: Arc<Vm>, shared: Arc<Shared>) -> Self {
-        Self { vcpu, vm, shared }
+    pub const fn new(vcpu: VcpuFd, cpuid: Vec<CpuidEntry>, vm: Arc<Vm>, shared: Arc<Shared>) -> Self {
+        Self { vcpu, cpuid, vm, shared }
     }
 
     /// Serves commands until the event loop is gone.
@@ -67,9 +70,9 @@ impl Worker {
                     self.run();
                     Answer::Stopped
                 }
-                Command::Save => Answer::Saved(Box::new(state::save(&self.vcpu, &self.vm))),
+                Command::Save => Answer::Saved(Box::new(state::save(&self.vcpu, &self.vm, &self.cpuid))),
                 Command::Restore(saved, plan) => {
-                    Answer::Done(state::restore(&self.vcpu, &self.vm, &saved, plan))
+                    Answer::Done(state::restore(&self.vcpu, &self.vm, &mut self.cpuid, &saved, plan))
                 }
             };
             if answers.send(answer).is_err() {

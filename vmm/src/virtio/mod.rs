@@ -64,7 +64,11 @@ pub trait Device: Send {
     ///
     /// # Errors
     /// [`QueueError`] when the driver broke the rules.
-    fn host_event(&mut self, queues: &mut [Option<Queue>], memory: &GuestMemory) -> Result<Progress, QueueError> {
+    fn host_event(
+        &mut self,
+        queues: &mut [Option<Queue>],
+        memory: &GuestMemory,
+    ) -> Result<Progress, QueueError> {
         let _ = (queues, memory);
         Ok(Progress::default())
     }

@@ -46,7 +46,11 @@ impl Net {
         Self { tap, mac, buffer: vec![0; HEADER_BYTES + FRAME_BYTES_MAX].into(), starved: false }
     }
 
-    fn receive(&mut self, queues: &mut [Option<Queue>], memory: &GuestMemory) -> Result<Progress, QueueError> {
+    fn receive(
+        &mut self,
+        queues: &mut [Option<Queue>],
+        memory: &GuestMemory,
+    ) -> Result<Progress, QueueError> {
         let mut progress = Progress::default();
         let Some(Some(buffers)) = queues.get_mut(RECEIVE) else {
             self.starved = true;
@@ -148,7 +152,11 @@ impl Device for Net {
         }
     }
 
-    fn host_event(&mut self, queues: &mut [Option<Queue>], memory: &GuestMemory) -> Result<Progress, QueueError> {
+    fn host_event(
+        &mut self,
+        queues: &mut [Option<Queue>],
+        memory: &GuestMemory,
+    ) -> Result<Progress, QueueError> {
         self.receive(queues, memory)
     }
 

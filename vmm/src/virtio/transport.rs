@@ -292,7 +292,8 @@ impl Transport {
             0x030 => self.queue_sel = value,
             0x038..=0x044 | 0x080..=0x0a4 => self.write_queue(offset, value),
             0x050 => {
-                if let Some(notify) = usize::try_from(value).ok().and_then(|at| self.resources.notify.get(at)) {
+                if let Some(notify) = usize::try_from(value).ok().and_then(|at| self.resources.notify.get(at))
+                {
                     let _pending = notify.write(1);
                 }
             }

@@ -13,13 +13,15 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::MemfdFlags;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 use wire::frame::{self, HEADER_BYTES, Header};
 use wire::ids::{Epoch, MachineId};
 use wire::units::RamSize;
 use wire::vmm::{
-    BootSpec, CONSOLE_MEMFD_BYTES, CpuProfile, FromVmm, MachineSpec, Notice, Phase, Reply, Request, ToVmm, VERSION,
+    BootSpec, CONSOLE_MEMFD_BYTES, CpuProfile, FromVmm, MachineSpec, Notice, Phase, Reply, Request, ToVmm,
+    VERSION,
 };
 
 /// Longest that anything may take; a test that waits longer has failed.
@@ -65,7 +67,8 @@ pub struct Parts {
 
 impl Parts {
     pub fn new(spec: MachineSpec) -> Self {
-        let (ram, dirty) = (memfd("ram", spec.ram.bytes()), memfd("dirty", spec.ram.pages().div_ceil(64) * 8));
+        let (ram, dirty) =
+            (memfd("ram", spec.ram.bytes()), memfd("dirty", spec.ram.pages().div_ceil(64) * 8));
         Self { spec, ram, dirty, console: memfd("console", CONSOLE_MEMFD_BYTES), tap: None }
     }
 
@@ -196,7 +199,8 @@ impl Vmm {
             assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)));
         }
         let mut sent =
-            rustix::net::sendmsg(&self.connection, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).unwrap();
+            rustix::net::sendmsg(&self.connection, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)
+                .unwrap();
         while sent < bytes.len() {
             sent += self.connection.write(&bytes[sent..]).unwrap();
         }

@@ -1,8 +1,9 @@
 //! Ethernet, ARP and neighbour discovery, as far as a host behind one router needs them.
 //!
 //! The guest sends everything that is not for itself to its gateway, so there is no neighbour table: only the MAC
-//! of the IPv4 and of the IPv6 next hop. They are asked for until they are known, kept for ever, and changed whenever
-//! the gateway announces another one. Nothing expires, so an established connection never waits for a neighbour.
+//! of the IPv4 and of the IPv6 next hop. They are asked for until they are known, and changed whenever the gateway
+//! announces another one. Nothing expires, so an established connection never waits for a neighbour; but while there is traffic the
+//! gateway is asked again now and then, so that a wrong answer does not stay for ever.
 //! Frames that make no sense are dropped.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
@@ -15,6 +16,8 @@ pub const HEADER_BYTES: usize = 14;
 pub const MAX_OWN_FRAME: usize = 86;
 /// Time between two questions for the gateway, microseconds.
 const ASK_EVERY_US: u64 = 100_000;
+/// The same once it is known.
+const ASK_AGAIN_US: u64 = 10_000_000;
 
 const BROADCAST: Mac = [0xff; 6];
 const TYPE_IPV4: [u8; 2] = [0x08, 0x00];
@@ -46,6 +49,9 @@ pub struct Link {
     hop6: Option<Mac>,
     ask4_at: u64,
     ask6_at: u64,
+    /// Whether IP packets came since the gateway was last asked.
+    traffic4: bool,
+    traffic6: bool,
 }
 
 impl Link {
@@ -59,7 +65,20 @@ impl Link {
         gw6: Option<Ipv6Addr>,
     ) -> Self {
         let link_local = link_local(mac);
-        Self { mac, ip4, gw4, ip6, gw6, link_local, hop4: None, hop6: None, ask4_at: 0, ask6_at: 0 }
+        Self {
+            mac,
+            ip4,
+            gw4,
+            ip6,
+            gw6,
+            link_local,
+            hop4: None,
+            hop6: None,
+            ask4_at: 0,
+            ask6_at: 0,
+            traffic4: false,
+            traffic6: false,
+        }
     }
 
     /// The link-local address made of the MAC.
@@ -85,6 +104,7 @@ impl Link {
         match [head[12], head[13]] {
             TYPE_ARP => self.arp(payload, answer),
             TYPE_IPV4 => {
+                self.traffic4 = true;
                 if self.gw4.is_none() {
                     self.hop4 = Some(source);
                 }
@@ -94,6 +114,7 @@ impl Link {
                 if let Some(ndp) = Ndp::parse(payload) {
                     return self.ndp(&ndp, source, answer);
                 }
+                self.traffic6 = true;
                 if self.gw6.is_none() {
                     self.hop6 = Some(source);
                 }
@@ -103,20 +124,22 @@ impl Link {
         }
     }
 
-    /// A question for a gateway that is not known yet, at most one every 100 ms each; its length.
+    /// A question for a gateway: every 100 ms while it is not known, every 10 s with traffic when it is. Its length.
     pub fn ask(&mut self, now_us: u64, frame: &mut [u8; MAX_OWN_FRAME]) -> Option<usize> {
-        if self.hop4.is_none()
+        if (self.hop4.is_none() || self.traffic4)
             && now_us >= self.ask4_at
             && let (Some(ip4), Some(gw4)) = (self.ip4, self.gw4)
         {
-            self.ask4_at = now_us + ASK_EVERY_US;
+            self.ask4_at = now_us + if self.hop4.is_none() { ASK_EVERY_US } else { ASK_AGAIN_US };
+            self.traffic4 = false;
             return Some(arp_frame(frame, 1, self.mac, ip4, BROADCAST, [0; 6], gw4));
         }
-        if self.hop6.is_none()
+        if (self.hop6.is_none() || self.traffic6)
             && now_us >= self.ask6_at
             && let Some(gw6) = self.gw6
         {
-            self.ask6_at = now_us + ASK_EVERY_US;
+            self.ask6_at = now_us + if self.hop6.is_none() { ASK_EVERY_US } else { ASK_AGAIN_US };
+            self.traffic6 = false;
             let gw = gw6.octets();
             let source = if gw6.is_unicast_link_local() { self.link_local } else { self.ip6? };
             let group = Ipv6Addr::new(
@@ -343,6 +366,23 @@ mod tests {
         assert_eq!(guest.ask(99_999, &mut frame), None);
         assert!(guest.ask(100_000, &mut frame).is_some());
         assert_eq!(guest.header(0x45), None);
+    }
+
+    #[test]
+    fn asks_again_with_traffic_only() {
+        let mut guest = guest();
+        guest.hop4 = Some(GATEWAY);
+        guest.hop6 = Some(GATEWAY);
+        let mut frame = [0; MAX_OWN_FRAME];
+        assert_eq!(guest.ask(50_000_000, &mut frame), None);
+        let mut packet = [0; 60];
+        packet[..14].copy_from_slice(&header(GUEST, GATEWAY, TYPE_IPV4));
+        guest.inbound(&packet, &mut [0; MAX_OWN_FRAME]);
+        assert_eq!(guest.ask(50_000_000, &mut frame), Some(42));
+        guest.inbound(&packet, &mut [0; MAX_OWN_FRAME]);
+        assert_eq!(guest.ask(59_999_999, &mut frame), None);
+        assert_eq!(guest.ask(60_000_000, &mut frame), Some(42));
+        assert_eq!(guest.header(0x45).unwrap()[..6], GATEWAY);
     }
 
     #[test]

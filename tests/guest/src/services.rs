@@ -25,6 +25,8 @@ const COMMAND_BUFFER: usize = 8 * 1024;
 const LINE: usize = 255;
 /// Silence after which a place may be given away.
 const SILENCE_US: u64 = 60_000_000;
+/// Time for a handshake.
+const HANDSHAKE_US: u64 = 5_000_000;
 
 /// A line of reply.
 pub type Reply = Text<2048>;
@@ -77,19 +79,31 @@ impl Services {
         }
     }
 
-    /// Gives a place away if all are taken. To be called now and then, as silence is no event.
+    /// Gives places away: those of clients that never finished their handshake, and if all are taken, the silent one.
+    /// To be called about once a second, as silence is no event.
     pub fn make_room(&mut self, sockets: &mut SocketSet<'_>, now_us: u64) {
-        if let Some(silent) = silent(sockets, self.echo.iter(), now_us) {
-            let socket = sockets.get_mut::<Socket<'_>>(silent);
-            socket.abort();
-            tend(socket, ECHO_PORT);
+        for place in &mut self.echo {
+            place.hear(sockets.get(place.socket), now_us);
+        }
+        for connection in &mut self.command {
+            connection.place.hear(sockets.get(connection.place.socket), now_us);
+        }
+        let silent = silent(sockets, self.echo.iter(), now_us);
+        for place in &mut self.echo {
+            let socket = sockets.get_mut::<Socket<'_>>(place.socket);
+            if Some(place.socket) == silent || place.unfinished(socket, now_us) {
+                socket.abort();
+                tend(socket, ECHO_PORT);
+            }
         }
         let places = self.command.iter().filter(|c| !c.waiting).map(|c| &c.place);
-        let silent = silent(sockets, places, now_us);
-        for connection in self.command.iter_mut().filter(|c| Some(c.place.socket) == silent) {
+        let silent = self::silent(sockets, places, now_us);
+        for connection in &mut self.command {
             let socket = sockets.get_mut::<Socket<'_>>(connection.place.socket);
-            socket.abort();
-            connection.tend(socket);
+            if Some(connection.place.socket) == silent || connection.place.unfinished(socket, now_us) {
+                socket.abort();
+                connection.tend(socket);
+            }
         }
     }
 
@@ -120,11 +134,16 @@ impl Services {
 }
 
 impl Place {
-    /// Takes note of bytes that came, and of a client that has just come.
+    /// Takes note of bytes that came, and of a place that is free.
     fn hear(&mut self, socket: &Socket<'_>, now_us: u64) {
-        if socket.can_recv() || socket.is_listening() || socket.state() == State::SynReceived {
+        if socket.can_recv() || socket.is_listening() {
             self.heard_us = now_us;
         }
+    }
+
+    /// Whether the client has not finished its handshake for too long.
+    fn unfinished(&self, socket: &Socket<'_>, now_us: u64) -> bool {
+        socket.state() == State::SynReceived && now_us.saturating_sub(self.heard_us) > HANDSHAKE_US
     }
 }
 

@@ -216,11 +216,13 @@ impl Vmm {
             &mut [IoSliceMut::new(&mut fixed)],
             &mut control,
             RecvFlags::CMSG_CLOEXEC,
-        )
-        .expect("receive");
-        if got.bytes == 0 {
-            return None;
-        }
+        );
+        let got = match got {
+            // Closed, without or with something unread.
+            Err(rustix::io::Errno::CONNRESET) => return None,
+            Ok(got) if got.bytes == 0 => return None,
+            got => got.expect("receive"),
+        };
         let mut descriptors = Vec::new();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {

@@ -147,10 +147,14 @@ fn wrong_ranges_are_refused() {
     }
     let mut guest = Poked::start();
     let all = RAM / 4096;
-    let ask = |guest: &mut Poked, first, count| guest.vmm.ask(Request::DirtyTake { first: PageIndex(first), count });
+    let ask = |guest: &mut Poked, first, count| {
+        guest.vmm.ask(Request::DirtyTake { first: PageIndex(first), count })
+    };
     assert_eq!(code(ask(&mut guest, 0, 64)), Code::BadArgument, "the log is off");
     guest.vmm.must(Request::DirtyLog { on: true });
-    for (first, count) in [(1, 64), (0, 63), (0, all + 64), (all, 64), (u64::MAX - 63, 64), (64, u64::MAX), (0, u64::MAX)] {
+    for (first, count) in
+        [(1, 64), (0, 63), (0, all + 64), (all, 64), (u64::MAX - 63, 64), (64, u64::MAX), (0, u64::MAX)]
+    {
         assert_eq!(code(ask(&mut guest, first, count)), Code::BadArgument, "{first}+{count}");
     }
     assert_eq!(pages(ask(&mut guest, all, 0)), 0);
@@ -249,7 +253,9 @@ fn requests_out_of_place_are_refused_by_name() {
         return;
     }
     let mut vmm = Vmm::start();
-    for request in [Request::Run { epoch: Epoch(1) }, Request::Save, Request::DirtySync, Request::Restore(vec![])] {
+    for request in
+        [Request::Run { epoch: Epoch(1) }, Request::Save, Request::DirtySync, Request::Restore(vec![])]
+    {
         assert_eq!(code(vmm.ask(request)), Code::WrongPhase);
     }
     assert_eq!(code(vmm.ask(Request::Create(spec(1, RAM)))), Code::BadArgument, "no descriptors");
@@ -276,7 +282,9 @@ fn requests_out_of_place_are_refused_by_name() {
         }
     }
     match vmm.boot(&elf::counter(), &"x".repeat(3000)) {
-        Reply::Refused { code: Code::BadKernel, detail } => assert!(detail.contains("command line"), "{detail}"),
+        Reply::Refused { code: Code::BadKernel, detail } => {
+            assert!(detail.contains("command line"), "{detail}")
+        }
         other => panic!("{other:?}"),
     }
     assert_eq!(code(vmm.ask(Request::Restore(vec![1, 2, 3]))), Code::BadState);

@@ -4,6 +4,7 @@
 
 pub mod elf;
 pub mod host;
+pub mod net;
 
 /// Says that a test cannot run on this machine. `cargo xtask test` counts these lines.
 pub fn skip(why: &str) {
@@ -18,4 +19,15 @@ pub fn have_kvm() -> bool {
         skip("/dev/kvm cannot be opened");
     }
     ok
+}
+
+/// The bare-metal test guest's ELF file, if it has been built; says so if not.
+pub fn test_guest() -> Option<Vec<u8>> {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/guest/target/release/mashine-guest");
+    let path = std::env::var("MASHINE_GUEST").unwrap_or_else(|_| default.to_owned());
+    let read = std::fs::read(&path);
+    if read.is_err() {
+        skip("the test guest is not built: cd tests/guest && cargo build --release (or set MASHINE_GUEST)");
+    }
+    read.ok()
 }

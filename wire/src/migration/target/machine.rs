@@ -248,34 +248,31 @@ impl Target {
     /// The machine is ours, if all of it is here and this is the connection it came on or a later one.
     fn commit(&mut self, session: u64, commit: Commit, out: &mut Actions) -> Result {
         let ours = commit.migration == self.config.migration && commit.epoch == self.config.epoch;
-        let current = self.terms.is_none_or(|terms| commit.attempt >= terms.attempt);
-        match &self.state {
-            State::Ready { .. } if ours && current => {
+        let newest = self.terms.is_none_or(|terms| commit.attempt >= terms.attempt);
+        if ours && newest {
+            if let Some(terms) = &mut self.terms {
+                terms.attempt = commit.attempt;
+            }
+            if !matches!(self.state, State::Discarding { .. } | State::Gone { .. }) {
                 self.attach(session, out);
+            }
+        }
+        match &self.state {
+            State::Ready { .. } if ours && newest => {
                 self.state = State::Committing { fences: Vec::new(), forget: false };
                 out.push(TargetAction::Run { epoch: self.config.epoch });
-                Ok(())
             }
-            State::Committing { .. } if ours => {
-                self.attach(session, out);
-                Ok(())
-            }
-            State::Owned { .. } if ours => {
-                self.attach(session, out);
-                self.say_running(out);
-                Ok(())
-            }
+            // Repeated, perhaps on a connection that is not the newest: the answer to the newest is the one that counts.
+            State::Committing { .. } if ours => {}
+            State::Owned { .. } if ours => self.say_running(out),
             State::Discarding { code, detail, .. } | State::Gone { code, detail } => {
                 let message = TargetMessage::Abort { code: *code, detail: detail.clone() };
                 out.push(TargetAction::Send { session, message });
                 out.push(TargetAction::Close { session });
-                Ok(())
             }
-            _ => {
-                self.attach(session, out);
-                Err(self.broken("Commit", out))
-            }
+            _ => return Err(self.broken("Commit", out)),
         }
+        Ok(())
     }
 
     /// Takes the answer to an action. One that no longer fits is of an action given up since.

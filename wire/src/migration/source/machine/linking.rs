@@ -23,8 +23,14 @@ impl Source {
     }
 
     pub(super) fn connected(&mut self, now: Instant, out: &mut Actions) -> Result {
-        if self.link != Link::Dialling {
-            return Err(self.illegal("Connected"));
+        match self.link {
+            Link::Dialling => {}
+            // It was given up while it was being made.
+            Link::Down => {
+                out.push(SourceAction::Disconnect { attempt: self.attempt });
+                return Ok(());
+            }
+            Link::Up => return Err(self.illegal("Connected")),
         }
         self.link = Link::Up;
         match self.state {
@@ -104,8 +110,7 @@ impl Source {
         let lanes = self.terms.map_or(config.lanes, |terms| terms.lanes);
         let point_ok = |point: &LanePoint| point.round <= self.round.saturating_add(1);
         let resume_ok = |resume: &Resume| {
-            self.terms.is_some()
-                && accept.lanes == lanes
+            self.terms.is_none_or(|terms| accept.lanes == terms.lanes)
                 && resume.round <= self.round
                 && resume.lanes.len() == usize::from(accept.lanes)
                 && resume.lanes.iter().all(point_ok)

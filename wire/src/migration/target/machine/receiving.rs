@@ -94,12 +94,13 @@ impl Target {
             let detail = no_common("state archive", config.state_versions, offer.state_versions);
             return Err((RefusalCode::Version, detail));
         };
-        let lanes = match self.lanes.len() {
+        // Agreed once, the number stays; a source that never heard our answer may offer more again.
+        let lanes = match u16::try_from(self.lanes.len()).unwrap_or(LANES_MAX) {
             0 => offer.lanes.clamp(1, config.lanes_max.clamp(1, LANES_MAX)),
-            _ if usize::from(offer.lanes) != self.lanes.len() => {
+            agreed if offer.lanes < agreed => {
                 return no(RefusalCode::Protocol, "the number of lanes changed with the connection");
             }
-            _ => offer.lanes,
+            agreed => agreed,
         };
         Ok(Terms { attempt: offer.attempt, version, state_version, lanes })
     }

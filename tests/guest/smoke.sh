@@ -2,7 +2,9 @@
 # Boots the guest in QEMU in a network namespace of its own and tries the contract of README.md.
 # Needs: root (or user namespaces with access to /dev/net/tun), qemu-system-x86_64, iproute2. Uses KVM if it can, else emulation.
 # Everything runs in an unnamed namespace and below one process group with a time limit, so nothing is left behind.
-#   ./smoke.sh            build and run           GUEST=path/to/elf ./smoke.sh    run that one
+#   ./smoke.sh                          build and run
+#   GUEST=path/to/elf ./smoke.sh        run that one
+#   ACCEL=tcg ./smoke.sh                without KVM
 set -u
 cd "$(dirname "$0")"
 
@@ -43,11 +45,11 @@ ip -6 route add 2001:db8:6d61::2/128 dev tap0
 address="mashine.ip4=198.19.0.2/16 mashine.gw4=198.19.255.254 mashine.ip6=2001:db8:6d61::2/64 mashine.gw6=fe80::1"
 V4=198.19.0.2 V6=2001:db8:6d61::2
 
-if [ -w /dev/kvm ]; then
+if [ -w /dev/kvm ] && [ "${ACCEL:-kvm}" = kvm ]; then
     machine=microvm,acpi=off,x-option-roms=off,pic=off,pit=off,rtc=off,isa-serial=on,auto-kernel-cmdline=on
     accel=(-accel kvm -cpu host,-arch-capabilities)
 else
-    echo "note: no /dev/kvm, emulating"
+    echo "note: no /dev/kvm (or ACCEL=${ACCEL:-kvm}), emulating"
     machine=microvm,acpi=off,x-option-roms=off,rtc=off,isa-serial=on,auto-kernel-cmdline=on
     accel=(-accel tcg -cpu max)
 fi

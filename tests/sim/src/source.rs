@@ -60,6 +60,8 @@ pub struct SourceHost {
     pub daemon: u32,
     /// Whether the daemon lives.
     pub up: bool,
+    /// Counts starts of the daemon.
+    starts: u32,
     /// The VMM; survives the daemon.
     pub vmm: Vmm,
     /// The migration under way, or the last one.
@@ -89,6 +91,7 @@ impl SourceHost {
         Self {
             daemon: 1,
             up: true,
+            starts: 1,
             vmm,
             machine: None,
             ended: None,
@@ -545,6 +548,7 @@ impl World {
             return;
         }
         self.source.up = true;
+        self.source.starts += 1;
         trace!(self, "source mashined is back, VMM {:?}", self.source.vmm.phase);
         match self.source.vmm.phase {
             Phase::Paused => {
@@ -614,7 +618,8 @@ impl World {
         }
     }
 
-    fn begin_migration(&mut self, config: SourceConfig) {
+    fn begin_migration(&mut self, mut config: SourceConfig) {
+        config.incarnation = u64::from(self.source.starts);
         let busy = self.source.machine.as_ref().is_some_and(|m| !m.ended());
         let known = self.source.config.as_ref().is_some_and(|c| c.migration == config.migration)
             && self.source.machine.is_some();

@@ -82,6 +82,9 @@ pub struct Offer {
     pub migration: MigrationId,
     /// Counts the connections of this migration, from 1. The target takes no lower one than it has seen.
     pub attempt: u32,
+    /// Changes when the source's host is restarted: it has then forgotten what it sent, and the target, which has not, refuses it
+    /// (`Stale`) so that a new migration begins.
+    pub incarnation: u64,
     /// The machine.
     pub spec: MachineSpec,
     /// Under which epoch the source owns it.

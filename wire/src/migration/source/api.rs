@@ -17,6 +17,8 @@ pub const ACTIONS_MAX: usize = 12;
 pub struct SourceConfig {
     /// The migration.
     pub migration: MigrationId,
+    /// A number that changes each time the host's daemon starts, such as its boot nonce. 0 only where that cannot happen.
+    pub incarnation: u64,
     /// The machine.
     pub spec: MachineSpec,
     /// Epoch under which this host owns it.
@@ -40,7 +42,7 @@ pub struct SourceConfig {
 }
 
 impl SourceConfig {
-    /// All versions of this release, the default policy and limits.
+    /// All versions of this release, the default policy and limits. A host sets `incarnation` besides.
     pub fn new(
         migration: MigrationId,
         spec: MachineSpec,
@@ -50,6 +52,7 @@ impl SourceConfig {
     ) -> Self {
         Self {
             migration,
+            incarnation: 0,
             spec,
             epoch,
             to_epoch,

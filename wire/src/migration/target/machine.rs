@@ -37,6 +37,7 @@ struct LaneStanding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Terms {
     attempt: u32,
+    incarnation: u64,
     version: u16,
     state_version: u16,
     lanes: u16,

@@ -57,6 +57,7 @@ impl Source {
             state_versions: self.config.state_versions,
             migration: self.config.migration,
             attempt: self.attempt,
+            incarnation: self.config.incarnation,
             spec: self.config.spec.clone(),
             epoch: self.config.epoch,
             to_epoch: self.config.to_epoch,

@@ -80,6 +80,9 @@ impl Target {
         {
             return no(RefusalCode::Stale, "a later connection of this migration is known");
         }
+        if self.terms.is_some_and(|before| before.incarnation != offer.incarnation) {
+            return no(RefusalCode::Stale, "the source was restarted since its first offer: begin a new migration");
+        }
         if offer.to_epoch != config.epoch || offer.epoch >= offer.to_epoch {
             return no(RefusalCode::Stale, "the epochs are not those that were announced");
         }
@@ -102,12 +105,12 @@ impl Target {
             }
             agreed => agreed,
         };
-        Ok(Terms { attempt: offer.attempt, version, state_version, lanes })
+        Ok(Terms { attempt: offer.attempt, incarnation: offer.incarnation, version, state_version, lanes })
     }
 
     /// All is prepared: says so, and reads the lanes.
     pub(super) fn accept(&mut self, resume: Option<Resume>, out: &mut Actions) {
-        let Some(Terms { attempt, version, state_version, lanes }) = self.terms else { return };
+        let Some(Terms { attempt, version, state_version, lanes, .. }) = self.terms else { return };
         self.state = State::Receiving;
         if self.lanes.is_empty() {
             self.lanes = vec![LaneStanding::default(); usize::from(lanes)];

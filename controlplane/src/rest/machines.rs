@@ -1,0 +1,226 @@
+//! `/v1/machines`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use warp::Filter;
+use warp::filters::BoxedFilter;
+use warp::reply::Response;
+
+use super::Context;
+use super::query::{Query, bind_key, body, idempotency_key, parse, part, query};
+use super::respond::{answered, json, respond};
+use crate::api::{LaunchRequest, Machine, MachineState, MigrateRequest, Problem, ProblemCode, WAIT_MS_MAX};
+use crate::core::{Answered, MachineFilter, MachineRef};
+
+/// How long `wait` waits when the request does not say, in seconds.
+const WAIT_S: u64 = 60;
+
+pub(super) fn routes(context: Context) -> BoxedFilter<(Response,)> {
+    let with = {
+        let context = context.clone();
+        warp::any().map(move || context.clone())
+    };
+    let base = warp::path("v1").and(warp::path("machines"));
+    let launch = base
+        .and(warp::path::end())
+        .and(warp::post())
+        .and(with.clone())
+        .and(idempotency_key())
+        .and(body())
+        .then(|context, key: Option<String>, body| respond(launch(context, key, body)));
+    let list = base
+        .and(warp::path::end())
+        .and(warp::get())
+        .and(with.clone())
+        .and(query())
+        .then(|context, query| respond(list(context, query)));
+    let one = base.and(warp::path::param::<String>());
+    let get = one
+        .and(warp::path::end())
+        .and(warp::get())
+        .and(with.clone())
+        .then(|machine, context| respond(get(context, machine)));
+    let delete = one
+        .and(warp::path::end())
+        .and(warp::delete())
+        .and(with.clone())
+        .and(query())
+        .then(|machine, context, query| respond(delete(context, machine, query)));
+    let action = one
+        .and(warp::path::param::<String>())
+        .and(warp::path::end())
+        .and(warp::post())
+        .and(with.clone())
+        .and(idempotency_key())
+        .and(body())
+        .then(|machine, action, context, key, body| respond(act(context, machine, action, key, body)));
+    let wait = one
+        .and(warp::path("wait"))
+        .and(warp::path::end())
+        .and(warp::get())
+        .and(with)
+        .and(query())
+        .then(|machine, context, query| respond(wait(context, machine, query)));
+    let collection = launch.or(list).unify();
+    let single = get.or(delete).unify().or(action).unify().or(wait).unify();
+    collection.or(single).unify().boxed()
+}
+
+async fn launch(context: Context, key: Option<String>, body: Bytes) -> Result<Response, Problem> {
+    let request: LaunchRequest = parse(&body)?;
+    let key = bind_key(key.as_deref(), "POST", "/v1/machines", &body)?;
+    let change = move |core: &mut crate::core::Core| {
+        core.once(key, |core| {
+            let machine = core.launch(&request)?;
+            Answered::new(201, Some(format!("/v1/machines/{}", machine.id)), &machine)
+        })
+    };
+    answered(&context.core.call(change).await?)
+}
+
+async fn list(context: Context, query: Vec<(String, String)>) -> Result<Response, Problem> {
+    let mut query = Query::new(query)?;
+    let filter = MachineFilter {
+        state: query.take("state")?,
+        host: query.take("host")?,
+        name: query.take("name")?,
+        after: query.take("cursor")?,
+        limit: query.limit()?,
+    };
+    query.finish()?;
+    json(200, &context.core.call(move |core| Ok(core.machines(&filter))).await?)
+}
+
+async fn get(context: Context, machine: String) -> Result<Response, Problem> {
+    let machine: MachineRef = part(&machine)?;
+    json(200, &context.core.call(move |core| core.machine(&machine)).await?)
+}
+
+async fn delete(
+    context: Context,
+    machine: String,
+    query: Vec<(String, String)>,
+) -> Result<Response, Problem> {
+    let machine: MachineRef = part(&machine)?;
+    let mut query = Query::new(query)?;
+    let force = query.take("force")?.unwrap_or(false);
+    query.finish()?;
+    match context.core.call(move |core| core.remove(&machine, force)).await? {
+        Some(machine) => json(202, &machine),
+        None => json(200, &destroyed()),
+    }
+}
+
+/// What remains to be said of a machine that is gone.
+fn destroyed() -> serde_json::Value {
+    serde_json::json!({"state": MachineState::Destroyed})
+}
+
+async fn act(
+    context: Context,
+    machine: String,
+    action: String,
+    key: Option<String>,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let reference: MachineRef = part(&machine)?;
+    let path = format!("/v1/machines/{machine}/{action}");
+    let key = bind_key(key.as_deref(), "POST", &path, &body)?;
+    let result = match action.as_str() {
+        "migrate" => {
+            let request: MigrateRequest = parse(&body)?;
+            let change = move |core: &mut crate::core::Core| {
+                core.once(key, |core| {
+                    let migration = core.migrate(&reference, &request)?;
+                    let location = format!("/v1/migrations/{}", migration.id);
+                    Answered::new(202, Some(location), &migration)
+                })
+            };
+            context.core.call(change).await?
+        }
+        "start" | "stop" => {
+            parse::<Nothing>(&body)?;
+            let start = action == "start";
+            let change = move |core: &mut crate::core::Core| {
+                core.once(key, |core| {
+                    let machine = if start { core.start(&reference)? } else { core.stop(&reference)? };
+                    Answered::new(202, Some(format!("/v1/machines/{}", machine.id)), &machine)
+                })
+            };
+            context.core.call(change).await?
+        }
+        _ => {
+            return Err(Problem::new(
+                ProblemCode::NoSuchPath,
+                format!("a machine has no action `{}`", action.escape_debug()),
+                "use start, stop or migrate",
+            ));
+        }
+    };
+    answered(&result)
+}
+
+/// Body of requests that take nothing.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nothing {}
+
+async fn wait(context: Context, machine: String, query: Vec<(String, String)>) -> Result<Response, Problem> {
+    let reference: MachineRef = part(&machine)?;
+    let mut query = Query::new(query)?;
+    let wanted: MachineState = query.take("state")?.unwrap_or(MachineState::Started);
+    let limit = Duration::from_secs(query.take("timeout")?.unwrap_or(WAIT_S));
+    query.finish()?;
+    let limit = limit.min(Duration::from_millis(WAIT_MS_MAX));
+    match tokio::time::timeout(limit, reach(&context, reference, wanted)).await {
+        Ok(result) => match result? {
+            Some(machine) => json(200, &machine),
+            None => json(200, &destroyed()),
+        },
+        Err(_) => Err(Problem::new(
+            ProblemCode::WaitTimeout,
+            format!("machine {machine} was not {wanted} within {} s", limit.as_secs()),
+            "ask again to wait longer, or look at it with `mashines get`",
+        )),
+    }
+}
+
+/// Waits until the machine is in the state, or cannot get there by itself any more.
+async fn reach(
+    context: &Context,
+    machine: MachineRef,
+    wanted: MachineState,
+) -> Result<Option<Machine>, Problem> {
+    let mut revision = context.core.revision();
+    loop {
+        revision.mark_unchanged();
+        let reference = machine.clone();
+        let now = match context.core.call(move |core| core.machine(&reference)).await {
+            Ok(machine) => machine,
+            Err(problem)
+                if problem.code == ProblemCode::NoSuchMachine && wanted == MachineState::Destroyed =>
+            {
+                return Ok(None);
+            }
+            Err(problem) => return Err(problem),
+        };
+        if now.state == wanted {
+            return Ok(Some(now));
+        }
+        let ended = matches!(now.state, MachineState::Failed | MachineState::Stopped);
+        let to_run =
+            matches!(wanted, MachineState::Started | MachineState::Starting | MachineState::Creating);
+        if ended && (to_run || wanted == MachineState::Stopped) {
+            let why = now.reason.map_or_else(String::new, |reason| format!(": {}", reason.detail));
+            return Err(Problem::new(
+                ProblemCode::WrongState,
+                format!("machine {} is {}{why}", now.name, now.state),
+                "look at `mashines logs` and start it again",
+            ));
+        }
+        if revision.changed().await.is_err() {
+            return Err(Problem::new(ProblemCode::Internal, "the control plane is stopping", "try again"));
+        }
+    }
+}

@@ -7,11 +7,16 @@ use crate::cpu;
 use crate::kvmclock::KvmClock;
 
 const PIT_HZ: u64 = 1_193_182;
-const PIT_CHANNEL2: u16 = 0x42;
+const PIT_CHANNEL0: u16 = 0x40;
 const PIT_COMMAND: u16 = 0x43;
-const PIT_GATE: u16 = 0x61;
-/// About 20 ms.
-const PIT_COUNT: u16 = 23_864;
+/// Channel 0, both bytes, rate generator: counts down from 65536 again and again.
+const PIT_RATE_GENERATOR: u8 = 0x34;
+/// Latches the count of channel 0 for reading.
+const PIT_LATCH: u8 = 0x00;
+/// Counts that are waited for, about 25 ms.
+const PIT_COUNTS: u16 = 30_000;
+/// A count that stands still for so many reads says that there is no PIT.
+const PIT_STANDSTILL: u32 = 100;
 
 /// The machine's clock, in TSC ticks since boot.
 #[derive(Clone, Copy)]
@@ -81,21 +86,25 @@ fn crystal_leaf() -> Option<u64> {
     (u64::from(crystal_hz) * u64::from(numerator)).checked_div(u64::from(denominator))
 }
 
-/// Counts TSC ticks while the PIT's channel 2 counts down. `None` if there is no PIT.
+/// Counts TSC ticks while the PIT's channel 0 counts down. `None` if there is no PIT.
 fn pit() -> Option<u64> {
-    let [low, high] = PIT_COUNT.to_le_bytes();
-    cpu::out8(PIT_GATE, cpu::in8(PIT_GATE) & !3 | 1);
-    cpu::out8(PIT_COMMAND, 0xb0);
-    cpu::out8(PIT_CHANNEL2, low);
-    cpu::out8(PIT_CHANNEL2, high);
-    let start = cpu::tsc();
-    // A port read takes microseconds, so this many take longer than the 20 ms that are waited for.
-    for turn in 0..1_000_000 {
-        if cpu::in8(PIT_GATE) & 0x20 != 0 {
-            let ticks = cpu::tsc() - start;
-            // Where nothing answers, ports read as all ones at once.
-            return (turn > 2).then(|| ticks * PIT_HZ / u64::from(PIT_COUNT));
-        }
+    cpu::out8(PIT_COMMAND, PIT_RATE_GENERATOR);
+    cpu::out8(PIT_CHANNEL0, 0);
+    cpu::out8(PIT_CHANNEL0, 0);
+    let (first, start) = (pit_count(), cpu::tsc());
+    let (mut counted, mut still) = (0, 0);
+    while counted < PIT_COUNTS && still < PIT_STANDSTILL {
+        // Ends long before it counts through 0 and beyond the first count again (55 ms), as reads take microseconds.
+        let now = first.wrapping_sub(pit_count());
+        still = if now == counted { still + 1 } else { 0 };
+        counted = now;
     }
-    None
+    let ticks = cpu::tsc() - start;
+    (counted >= PIT_COUNTS).then(|| ticks * PIT_HZ / u64::from(counted))
+}
+
+fn pit_count() -> u16 {
+    cpu::out8(PIT_COMMAND, PIT_LATCH);
+    let low = cpu::in8(PIT_CHANNEL0);
+    u16::from_le_bytes([low, cpu::in8(PIT_CHANNEL0)])
 }

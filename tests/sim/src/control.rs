@@ -80,6 +80,9 @@ pub struct Control {
     highest: Epoch,
     doubt_since: Option<u64>,
     unknown: u32,
+    /// Whether the source said in so many words that the migration ended and the machine is its own; else it was only
+    /// silent about it, and a command still on its way may yet begin it.
+    stayed: bool,
     spec: MachineSpec,
     hosts: (HostName, HostName),
     lanes: (u16, u16),
@@ -124,6 +127,7 @@ impl Control {
             highest: Epoch(2),
             doubt_since: None,
             unknown: 0,
+            stayed: false,
             spec: spec(),
             hosts: (label("a"), label("b")),
             lanes: (
@@ -178,6 +182,7 @@ impl Control {
         self.to_epoch = self.raise();
         self.doubt_since = None;
         self.unknown = 0;
+        self.stayed = false;
         self.step = Step::Prepare;
     }
 
@@ -274,6 +279,9 @@ impl World {
             (Step::Forget, Response::Forgotten { migration, gone }) if migration == control.migration => {
                 if gone {
                     control.again();
+                } else if !control.stayed {
+                    control.step = Step::Watch;
+                    control.unknown = 0;
                 } else {
                     self.violation("invariant 1: the source has the machine, and the target owns it");
                 }
@@ -313,7 +321,10 @@ impl World {
                 }
             }
             (Step::Watch | Step::TellOwns, Standing::Moved) => control.step = Step::Moved,
-            (Step::Watch, Standing::Stayed) => control.step = Step::Forget,
+            (Step::Watch, Standing::Stayed) => {
+                control.stayed = true;
+                control.step = Step::Forget;
+            }
             (Step::Watch, Standing::NoGuest) => control.step = Step::FenceForDead,
             (Step::Watch, Standing::Unknown { epoch }) => {
                 control.owner_epoch = epoch;
@@ -327,6 +338,7 @@ impl World {
             }
             (Step::Reclaim(epoch), Standing::Stayed | Standing::Unknown { .. }) => {
                 control.owner_epoch = epoch;
+                control.stayed = true;
                 control.step = Step::Forget;
             }
             (Step::Reclaim(_), Standing::NoGuest) => control.step = Step::Lost,

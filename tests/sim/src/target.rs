@@ -432,10 +432,10 @@ impl World {
 
     /// The VMM process dies.
     pub fn kill_target_vmm(&mut self) {
+        let asked = matches!(self.target.state_name(), "Ready" | "Committing" | "Owned");
         let Some(vmm) = self.target.vmm.as_mut().filter(|vmm| vmm.phase != Phase::Dead) else { return };
         trace!(self, "target VMM dies in {:?}", vmm.phase);
-        // Asked to run, whether or not it came to it: the machine was this host's.
-        let asked = matches!(self.target.machine.as_ref().map(Target::state_name), Some("Committing" | "Owned"));
+        // If it is asked to run before its end is known, the machine counts as one that ran and ended here.
         self.guest_killed |= vmm.phase == Phase::Running || asked;
         vmm.die();
         if self.target.up {

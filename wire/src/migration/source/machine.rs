@@ -387,6 +387,8 @@ impl Source {
                 self.saved(state, console, out);
             }
             (State::Disowning { since }, SourceEvent::Disowned) => self.disowned(now, *since, out),
+            // The VMM's end was known before its answer was.
+            (State::InDoubt { .. }, SourceEvent::Disowned) => {}
             (_, SourceEvent::Disowned) => return Err(self.illegal("Disowned")),
             (State::Resuming(_), SourceEvent::Resumed) => self.resumed(now, out),
             (State::Reclaiming { .. }, SourceEvent::Reclaimed) => self.reclaimed(out),

@@ -130,7 +130,8 @@ pub enum TargetEvent {
         /// For people; names what is missing, for example the CPU feature.
         detail: String,
     },
-    /// The VMM process is dead and reaped, or the guest ended.
+    /// The VMM process is dead and reaped, or the guest ended. After [`TargetAction::Run`] was given this counts as a machine that ran and ended here, because
+    /// it may have; a host that knows that `Run` never reached the VMM gives `OperationFailed` instead, and the source's copy is saved.
     GuestEnded,
     /// The control plane: drop it, unless it is owned here. Answered by [`TargetAction::Forgotten`] or [`TargetAction::ForgetRefused`].
     Forget,

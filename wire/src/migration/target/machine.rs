@@ -271,6 +271,10 @@ impl Target {
                 out.push(TargetAction::Send { session, message });
                 out.push(TargetAction::Close { session });
             }
+            // This host was restarted, or announced the migration anew, and has lost what the source committed.
+            State::Idle | State::Expecting { .. } if ours => {
+                self.discard(RefusalCode::NotExpected, "no copy of this migration is here".to_owned(), out);
+            }
             _ => return Err(self.broken("Commit", out)),
         }
         Ok(())
@@ -295,6 +299,8 @@ impl Target {
                 self.ready_if_complete(out);
             }
             (State::Committing { .. }, TargetEvent::Running { us }) => self.runs(us, out),
+            // The VMM's end was known before its answer was.
+            (State::Owned { .. }, TargetEvent::Running { .. }) => {}
             (_, TargetEvent::Running { .. }) => return Err(self.illegal("Running")),
             (State::Discarding { .. }, TargetEvent::Discarded) => self.discarded(out),
             _ => {}

@@ -1,6 +1,8 @@
 //! The bare-metal test guest over a real tap: it boots, serves TCP on both IP versions, and keeps its connections and
 //! its memory across a move to another process. Skipped, loudly, where that is not possible.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use std::io::{BufRead, BufReader, Read, Write};

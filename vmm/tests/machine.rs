@@ -1,5 +1,7 @@
 //! A real VM in a real `mashine-vmm`: boot, pause, save, restore, end. Skipped, loudly, without `/dev/kvm`.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use common::elf::{self, COUNTER};

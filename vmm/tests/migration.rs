@@ -1,6 +1,8 @@
 //! What a migration needs of the VMM, on real KVM: the dirty log loses no page, a machine that was given away never runs, and the
 //! control connection may come and go. Skipped, loudly, without `/dev/kvm`.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use std::os::fd::AsFd;

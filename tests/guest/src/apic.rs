@@ -4,12 +4,13 @@
 //! register window of the xAPIC. The timer is one-shot and counts at a rate measured against the TSC at boot.
 
 use crate::clock::Clock;
-use crate::memory::physical;
+use crate::memory::window::Window;
 use crate::{cpu, trap};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 const MSR_APIC_BASE: u32 = 0x1b;
-const XAPIC: u64 = 0xfee0_0000;
+// SAFETY: the register window of the local APIC, by the architecture.
+const XAPIC: Window = unsafe { Window::new(0xfee0_0000, 4096) };
 const IOAPIC: u64 = 0xfec0_0000;
 /// Distance between IOAPICs, and interrupts each of them has.
 const IOAPIC_STRIDE: u64 = 0x1_0000;
@@ -94,8 +95,7 @@ impl Apic {
         if self.x2 {
             u32::try_from(cpu::read_msr(msr(register)) & 0xffff_ffff).unwrap_or(0)
         } else {
-            // SAFETY: a register of the xAPIC window, mapped one to one.
-            unsafe { physical::read(XAPIC + u64::from(register)) }
+            XAPIC.read(u64::from(register))
         }
     }
 
@@ -104,8 +104,7 @@ impl Apic {
             // SAFETY: registers of the interrupt controller; none of them makes it write memory.
             unsafe { cpu::write_msr(msr(register), u64::from(value)) };
         } else {
-            // SAFETY: as for `read`.
-            unsafe { physical::write(XAPIC + u64::from(register), value) };
+            XAPIC.write(u64::from(register), value);
         }
     }
 }
@@ -135,22 +134,20 @@ fn redirection(gsi: u32) -> u32 {
     0x10 + 2 * (gsi % IOAPIC_PINS)
 }
 
-fn ioapic(gsi: u32) -> u64 {
-    IOAPIC + u64::from(gsi / IOAPIC_PINS) * IOAPIC_STRIDE
+fn ioapic(gsi: u32) -> Window {
+    let at = IOAPIC + u64::from(gsi / IOAPIC_PINS) * IOAPIC_STRIDE;
+    // SAFETY: the register window of an IOAPIC, by the contract with the VMM.
+    unsafe { Window::new(at, 0x20) }
 }
 
 fn read_ioapic(gsi: u32, register: u32) -> u32 {
-    let base = ioapic(gsi);
-    // SAFETY: the IOAPIC's register select, mapped one to one.
-    unsafe { physical::write(base, register) };
-    // SAFETY: its data window.
-    unsafe { physical::read(base + 0x10) }
+    let window = ioapic(gsi);
+    window.write(0, register);
+    window.read(0x10)
 }
 
 fn write_ioapic(gsi: u32, register: u32, value: u32) {
-    let base = ioapic(gsi);
-    // SAFETY: the IOAPIC's register select, mapped one to one.
-    unsafe { physical::write(base, register) };
-    // SAFETY: its data window.
-    unsafe { physical::write(base + 0x10, value) };
+    let window = ioapic(gsi);
+    window.write(0, register);
+    window.write(0x10, value);
 }

@@ -5,7 +5,7 @@
 
 use crate::cpu;
 use crate::memory::frames::Frames;
-use crate::memory::physical;
+use crate::memory::window::Window;
 
 /// The register that says where the structure is.
 pub const MSR_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
@@ -16,9 +16,9 @@ const READ_TRIES: u32 = 100;
 
 /// The structure the host keeps.
 pub struct KvmClock {
-    at: u64,
-    /// Where the host writes the wall clock when asked: version, seconds, nanoseconds.
-    wall_at: u64,
+    time: Window,
+    /// What the host writes when asked for the wall clock: version, seconds, nanoseconds.
+    wall: Window,
 }
 
 struct Snapshot {
@@ -41,11 +41,10 @@ impl KvmClock {
         {
             return None;
         }
-        let at = frames.take::<u64>(4).as_ptr().expose_provenance() as u64;
-        let wall_at = frames.take::<u64>(2).as_ptr().expose_provenance() as u64;
-        // SAFETY: the host writes 32 bytes there, which are set aside for it and only read by `physical::read`.
-        unsafe { cpu::write_msr(MSR_SYSTEM_TIME_NEW, at | 1) };
-        Some(Self { at, wall_at })
+        let (time, wall) = (frames.share(32), frames.share(12));
+        // SAFETY: the host writes 32 bytes there, which are set aside for it.
+        unsafe { cpu::write_msr(MSR_SYSTEM_TIME_NEW, time.at() | 1) };
+        Some(Self { time, wall })
     }
 
     /// The TSC frequency that the host's factors stand for.
@@ -71,34 +70,26 @@ impl KvmClock {
     #[must_use]
     pub fn wall_us(&self, tsc: u64) -> Option<u64> {
         // SAFETY: the host writes 12 bytes there now, which are set aside for it.
-        unsafe { cpu::write_msr(MSR_WALL_CLOCK_NEW, self.wall_at) };
-        // SAFETY: what the host wrote.
-        let seconds: u32 = unsafe { physical::read(self.wall_at + 4) };
-        // SAFETY: likewise.
-        let nanoseconds: u32 = unsafe { physical::read(self.wall_at + 8) };
+        unsafe { cpu::write_msr(MSR_WALL_CLOCK_NEW, self.wall.at()) };
+        let (seconds, nanoseconds): (u32, u32) = (self.wall.read(4), self.wall.read(8));
         let start = u64::from(seconds) * 1_000_000 + u64::from(nanoseconds) / 1000;
         Some(start + self.ns(tsc)? / 1000)
     }
 
     fn snapshot(&self) -> Option<Snapshot> {
         for _ in 0..READ_TRIES {
-            let version: u32 = self.read(0);
-            let [mul, rest] = [self.read(24), self.read(28)];
+            let version: u32 = self.time.read(0);
+            let [mul, rest] = [self.time.read(24), self.time.read(28)];
             let snapshot = Snapshot {
-                tsc: self.read(8),
-                ns: self.read(16),
+                tsc: self.time.read(8),
+                ns: self.time.read(16),
                 mul,
                 shift: i8::from_le_bytes([rest & 0xff].map(|b: u32| u8::try_from(b).unwrap_or(0))),
             };
-            if version.is_multiple_of(2) && version == self.read(0) {
+            if version.is_multiple_of(2) && version == self.time.read(0) {
                 return (snapshot.mul != 0 && snapshot.shift.unsigned_abs() < 32).then_some(snapshot);
             }
         }
         None
-    }
-
-    fn read<T: physical::Plain>(&self, offset: u64) -> T {
-        // SAFETY: within the structure, aligned; it is only ever read here and written by the host.
-        unsafe { physical::read(self.at + offset) }
     }
 }

@@ -4,7 +4,7 @@
 //! smoltcp would not talk to one outside the own prefix. A packet whose next hop is not known yet is dropped; TCP sends it again.
 
 use crate::memory::frames::Frames;
-use crate::virtio::net::{FRAME, Net, Receiver, Transmitter};
+use crate::virtio::net::{FRAME, Net, Transmitter};
 use guest_core::cmdline::Config;
 use guest_core::link::{HEADER_BYTES, Inbound, Link, MAX_OWN_FRAME};
 use smoltcp::iface::{
@@ -40,7 +40,7 @@ impl<'a> Stack<'a> {
     ) -> Self {
         let link = Link::new(net.mac, config.ip4, config.gw4, config.ip6, config.gw6);
         let link_local = link.link_local();
-        let mut phy = Phy { net, link };
+        let mut phy = Phy { net, link, received: [0; FRAME] };
         let mut iface_config = iface::Config::new(HardwareAddress::Ip);
         iface_config.random_seed = seed;
         let mut iface = Interface::new(iface_config, &mut phy, instant(now_us));
@@ -79,7 +79,7 @@ impl<'a> Stack<'a> {
         self.phy.net.acknowledge();
         let mut own = [0; MAX_OWN_FRAME];
         if let Some(bytes) = self.phy.link.ask(now_us, &mut own) {
-            send_own(&mut self.phy.net.tx, &own[..bytes]);
+            self.phy.net.tx.send(&own[..bytes]);
         }
         self.iface.poll_maintenance(now);
         let mut changed = false;
@@ -122,6 +122,8 @@ impl<'a> Stack<'a> {
 struct Phy {
     net: Net,
     link: Link,
+    /// The frame that was received last.
+    received: [u8; FRAME],
 }
 
 impl phy::Device for Phy {
@@ -133,15 +135,14 @@ impl phy::Device for Phy {
             if !self.net.tx.can_send() {
                 return None;
             }
-            let (index, bytes) = self.net.rx.receive()?;
+            let bytes = self.net.rx.receive(&mut self.received)?;
             let mut own = [0; MAX_OWN_FRAME];
-            match self.link.inbound(self.net.rx.frame(index, bytes), &mut own) {
+            match self.link.inbound(&self.received[..bytes], &mut own) {
                 Inbound::Ip => {
-                    let rx: &Receiver = &self.net.rx;
-                    let packet = rx.frame(index, bytes).get(HEADER_BYTES..).unwrap_or(&[]);
+                    let packet = self.received[..bytes].get(HEADER_BYTES..).unwrap_or(&[]);
                     return Some((RxToken(packet), TxToken { tx: &mut self.net.tx, link: &self.link }));
                 }
-                Inbound::Answer(bytes) => send_own(&mut self.net.tx, &own[..bytes]),
+                Inbound::Answer(bytes) => self.net.tx.send(&own[..bytes]),
                 Inbound::Done => {}
             }
         }
@@ -175,30 +176,17 @@ struct TxToken<'b> {
 
 impl phy::TxToken for TxToken<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let mut result = None;
-        let mut f = Some(f);
-        self.tx.send(|frame| {
-            let (head, body) = frame.split_at_mut(HEADER_BYTES);
-            let packet = body.get_mut(..len)?;
-            result = f.take().map(|f| f(packet));
-            head.copy_from_slice(&self.link.header(*packet.first()?)?);
-            Some(HEADER_BYTES + len)
-        });
-        match (result, f) {
-            (Some(result), _) => result,
-            // A token is only given out with a free buffer, and smoltcp keeps to the MTU; so this is for a packet of
-            // length 0 or a broken promise. It is built and dropped.
-            (None, Some(f)) => f(&mut [0; MTU][..len.min(MTU)]),
-            (None, None) => unreachable!("taken and not called"),
+        let mut frame = [0; FRAME];
+        let (head, body) = frame.split_at_mut(HEADER_BYTES);
+        // smoltcp keeps to the MTU it was given.
+        let packet = &mut body[..len.min(MTU)];
+        let result = f(packet);
+        if let Some(header) = packet.first().and_then(|first| self.link.header(*first)) {
+            head.copy_from_slice(&header);
+            self.tx.send(&frame[..HEADER_BYTES + len.min(MTU)]);
         }
+        result
     }
-}
-
-fn send_own(tx: &mut Transmitter, bytes: &[u8]) {
-    tx.send(|frame| {
-        frame[..bytes.len()].copy_from_slice(bytes);
-        Some(bytes.len())
-    });
 }
 
 fn instant(us: u64) -> Instant {

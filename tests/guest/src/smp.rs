@@ -9,7 +9,7 @@ use crate::cpu;
 use crate::memory::frames::Frames;
 use crate::memory::managed::Managed;
 use crate::memory::orders::REPORTS;
-use crate::memory::physical;
+use crate::memory::window::{Window, address};
 use crate::memory::worker::Worker;
 use crate::once::Once;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -75,11 +75,12 @@ pub fn set_mode(mode: Mode) {
 fn copy_trampoline() {
     let from = (&raw const ap_trampoline).addr() as u64;
     let bytes = (&raw const ap_trampoline_end).addr() as u64 - from;
+    // SAFETY: the code in `boot.s` between the two marks.
+    let from = unsafe { Window::new(from, bytes) };
+    // SAFETY: low memory, whose boot data was copied out; nothing of ours is there.
+    let to = unsafe { Window::new(TRAMPOLINE, bytes) };
     for i in 0..bytes {
-        // SAFETY: the code in `boot.s` between the two marks.
-        let byte: u8 = unsafe { physical::read(from + i) };
-        // SAFETY: low memory, whose boot data was copied out; nothing of ours is there.
-        unsafe { physical::write(TRAMPOLINE + i, byte) };
+        to.write(i, from.read::<u8>(i));
     }
 }
 
@@ -113,7 +114,7 @@ fn describe_tss(number: u32, ring0_stack: u64, frames: &mut Frames) -> u32 {
     let selector = TSS_SELECTOR + 16 * number;
     // SAFETY: the table of `boot.s`; these two entries are this vCPU's, which does not run yet.
     let table = unsafe { &gdt };
-    let index = physical::address(u64::from(selector / 8));
+    let index = address(u64::from(selector / 8));
     table[index].store(low, Ordering::SeqCst);
     table[index + 1].store(at >> 32, Ordering::SeqCst);
     selector

@@ -3,7 +3,7 @@
 //! There is no way to give memory back, and asking for more than there is ends the guest at boot.
 
 use super::map::{MAX_RANGES, Range};
-use super::physical::{Plain, address};
+use super::window::{Window, Word, address};
 use core::sync::atomic::AtomicU32;
 use guest_core::page::PAGE_BYTES;
 
@@ -47,16 +47,25 @@ impl Frames {
         unsafe { core::slice::from_raw_parts_mut(first, count) }
     }
 
+    /// Zeroed memory to share with a device or the host, whole pages.
+    pub fn share(&mut self, bytes: usize) -> Window {
+        let memory = self.take::<u8>(bytes.next_multiple_of(address(PAGE_BYTES)));
+        let at = memory.as_mut_ptr().expose_provenance() as u64;
+        // SAFETY: this memory was handed out here and the only reference to it ends here.
+        unsafe { Window::new(at, memory.len() as u64) }
+    }
+
     /// Upper bound of the pages that [`Self::finish`] leaves.
     #[must_use]
     pub fn pages(&self) -> u64 {
-        self.ranges.iter().map(Range::pages).sum()
+        self.ranges.iter().map(|range| (range.end - range.start) / PAGE_BYTES).sum()
     }
 
     /// What was never handed out.
     #[must_use]
-    pub fn finish(self) -> [Range; MAX_RANGES] {
-        self.ranges
+    pub fn finish(self) -> [Window; MAX_RANGES] {
+        // SAFETY: RAM, mapped, and nobody else's: `self` ends here.
+        self.ranges.map(|range| unsafe { Window::new(range.start, range.end - range.start) })
     }
 
     /// One page directory of 2 MiB pages for each GiB above the 4 that `boot.s` maps.
@@ -81,7 +90,7 @@ impl Frames {
 /// All-zero bytes must be a value.
 pub unsafe trait Zeroed {}
 // SAFETY: plain data is any bytes.
-unsafe impl<T: Plain> Zeroed for T {}
+unsafe impl<T: Word> Zeroed for T {}
 // SAFETY: an array of what may be zero.
 unsafe impl<T: Zeroed, const N: usize> Zeroed for [T; N] {}
 // SAFETY: an integer.

@@ -3,15 +3,15 @@
 //! Each vCPU writes and checks only its own share of the numbers, so a page is never written while it is being checked.
 
 use super::frames::Frames;
-use super::map::{MAX_RANGES, Range};
-use super::physical;
+use super::map::MAX_RANGES;
+use super::window::{Page, Window, address};
 use core::sync::atomic::{AtomicU32, Ordering};
 use guest_core::command::Damage;
-use guest_core::page::{self, Identity, PAGE_BYTES, Words, Wrong};
+use guest_core::page::{self, Identity, Words, Wrong};
 
 /// All managed pages.
 pub struct Managed {
-    ranges: [Range; MAX_RANGES],
+    windows: [Window; MAX_RANGES],
     pages: u64,
     generations: &'static [AtomicU32],
     seed: u64,
@@ -21,9 +21,9 @@ impl Managed {
     /// Takes what is left of RAM, less a table for the generations.
     #[must_use]
     pub fn new(mut frames: Frames, seed: u64) -> Self {
-        let generations = frames.take::<AtomicU32>(physical::address(frames.pages()));
+        let generations = frames.take::<AtomicU32>(address(frames.pages()));
         let pages = frames.pages();
-        Self { ranges: frames.finish(), pages, generations, seed }
+        Self { windows: frames.finish(), pages, generations, seed }
     }
 
     /// Number of pages.
@@ -86,34 +86,17 @@ impl Managed {
     }
 
     fn slot(&self, index: u64) -> &AtomicU32 {
-        &self.generations[physical::address(index)]
+        &self.generations[address(index)]
     }
 
     fn page(&self, index: u64) -> Page {
         let mut left = index;
-        for range in &self.ranges {
-            if left < range.pages() {
-                return Page(range.start + left * PAGE_BYTES);
+        for window in &self.windows {
+            if left < window.pages() {
+                return window.page(left);
             }
-            left -= range.pages();
+            left -= window.pages();
         }
         panic!("page {index} of {}", self.pages)
-    }
-}
-
-/// A page by its address. Made by [`Managed::page`] only, so it is RAM that is nobody else's.
-struct Page(u64);
-
-impl Words for Page {
-    #[inline(always)]
-    fn load(&self, i: usize) -> u64 {
-        // SAFETY: in the page (i < 512), which is RAM without Rust objects.
-        u64::from_le(unsafe { physical::read(self.0 + (i as u64 & 511) * 8) })
-    }
-
-    #[inline(always)]
-    fn store(&mut self, i: usize, word: u64) {
-        // SAFETY: as for `load`.
-        unsafe { physical::write(self.0 + (i as u64 & 511) * 8, word.to_le()) }
     }
 }

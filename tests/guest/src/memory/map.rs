@@ -3,7 +3,7 @@
 //! Everything is copied out at once, as the memory it lies in is handed out later. A start info that is not one,
 //! or RAM without the image in it, ends the guest with a message.
 
-use super::physical;
+use super::window::Window;
 use guest_core::page::PAGE_BYTES;
 use guest_core::text::Text;
 
@@ -15,6 +15,9 @@ const LOW_END: u64 = 1 << 20;
 const HIGH_END: u64 = 64 << 30;
 const MAGIC: u32 = 0x336e_c578;
 const TYPE_RAM: u32 = 1;
+const ENTRY_BYTES: u64 = 24;
+const MAX_ENTRIES: u32 = 128;
+const LINE_BYTES: u64 = 4096;
 
 /// A range of RAM in bytes, whole pages.
 #[derive(Clone, Copy, Default)]
@@ -23,14 +26,6 @@ pub struct Range {
     pub start: u64,
     /// Behind the last byte.
     pub end: u64,
-}
-
-impl Range {
-    /// Pages in it.
-    #[must_use]
-    pub fn pages(&self) -> u64 {
-        (self.end - self.start) / PAGE_BYTES
-    }
 }
 
 /// What the VMM told.
@@ -49,14 +44,9 @@ impl BootInfo {
     pub fn read(at: u32) -> Self {
         let at = u64::from(at);
         // SAFETY: the boot protocol puts the structure there; if the magic is wrong nothing else of it is used.
-        let magic: u32 = unsafe { physical::read(at) };
-        assert!(magic == MAGIC, "no hvm_start_info at {at:#x}");
-        // SAFETY: a field of the structure (command line address).
-        let line = unsafe { physical::read(at + 24) };
-        // SAFETY: a field of the structure (memory map address, version 1).
-        let map = unsafe { physical::read(at + 40) };
-        // SAFETY: a field of the structure (memory map entries).
-        let entries = unsafe { physical::read(at + 48) };
+        let info = unsafe { Window::new(at, 56) };
+        assert!(info.read::<u32>(0) == MAGIC, "no hvm_start_info at {at:#x}");
+        let (line, map, entries) = (info.read(24), info.read(40), info.read(48));
         let (ranges, ram_bytes) = read_map(map, entries);
         Self { ranges, ram_bytes, command_line: read_line(line) }
     }
@@ -66,14 +56,12 @@ fn read_map(map: u64, entries: u32) -> ([Range; MAX_RANGES], u64) {
     let mut ranges = [Range::default(); MAX_RANGES];
     let mut used = 0;
     let mut ram_bytes = 0;
-    for entry in (0..u64::from(entries.min(128))).map(|i| map + 24 * i) {
-        // SAFETY: an entry of the memory map: its address.
-        let start: u64 = unsafe { physical::read(entry) };
-        // SAFETY: its size.
-        let size: u64 = unsafe { physical::read(entry + 8) };
-        // SAFETY: its type.
-        let kind: u32 = unsafe { physical::read(entry + 16) };
-        if kind != TYPE_RAM {
+    let entries = u64::from(entries.min(MAX_ENTRIES));
+    // SAFETY: by the boot protocol, the memory map.
+    let map = unsafe { Window::new(map, entries * ENTRY_BYTES) };
+    for entry in (0..entries).map(|i| map.part(i * ENTRY_BYTES, ENTRY_BYTES)) {
+        let (start, size): (u64, u64) = (entry.read(0), entry.read(8));
+        if entry.read::<u32>(16) != TYPE_RAM {
             continue;
         }
         ram_bytes += size;
@@ -92,9 +80,10 @@ fn read_line(at: u64) -> Text<4096> {
     if at == 0 {
         return line;
     }
-    for i in 0..4096 {
-        // SAFETY: the boot protocol puts a zero-terminated text there, and reading stops at the zero.
-        let byte: u8 = unsafe { physical::read(at + i) };
+    // SAFETY: the boot protocol puts a zero-terminated text there, and reading stops at the zero.
+    let text = unsafe { Window::new(at, LINE_BYTES) };
+    for i in 0..LINE_BYTES {
+        let byte: u8 = text.read(i);
         if byte == 0 {
             break;
         }

@@ -4,5 +4,5 @@ pub mod frames;
 pub mod managed;
 pub mod map;
 pub mod orders;
-pub mod physical;
+pub mod window;
 pub mod worker;

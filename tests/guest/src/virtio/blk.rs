@@ -7,9 +7,9 @@
 use super::mmio::Device;
 use super::queue::{DEVICE_WRITES, NEXT, Queue};
 use crate::memory::frames::Frames;
-use crate::memory::physical;
+use crate::memory::window::{Window, address};
 use guest_core::budget::Budget;
-use guest_core::page::{self, Identity, PAGE_BYTES, WORDS, Words, below, mix};
+use guest_core::page::{self, Identity, PAGE_BYTES, below, mix};
 
 /// Most blocks that are used.
 const MAX_BLOCKS: u64 = 65_536;
@@ -54,8 +54,8 @@ pub struct Blk {
     queue: Queue,
     can_flush: bool,
     /// Request header (16 bytes), then at 16 the status byte.
-    header: u64,
-    buffer: Block,
+    header: Window,
+    buffer: Window,
     generations: &'static mut [u32],
     seed: u64,
     in_flight: Option<Request>,
@@ -95,9 +95,9 @@ impl Blk {
         if blocks == 0 || queue.size() < 3 {
             return None;
         }
-        let header = frames.take::<u64>(3).as_ptr().expose_provenance() as u64;
-        let buffer = Block(frames.take::<u64>(WORDS).as_ptr().expose_provenance() as u64);
-        let generations = frames.take::<u32>(physical::address(blocks));
+        let header = frames.share(17);
+        let buffer = frames.share(address(PAGE_BYTES));
+        let generations = frames.take::<u32>(address(blocks));
         device.start();
         Some(Self {
             device,
@@ -168,7 +168,7 @@ impl Blk {
         }
         let job = self.job.as_mut()?;
         if job.task == BlkTask::Verify {
-            let rest = self.generations.iter().skip(physical::address(job.next));
+            let rest = self.generations.iter().skip(address(job.next));
             let unwritten = rest.take_while(|generation| **generation == 0).count() as u64;
             let unwritten = unwritten.min(job.end - job.next);
             job.tally.unwritten += unwritten;
@@ -194,31 +194,24 @@ impl Blk {
         };
         if let Request::Write(block) = request {
             let identity = self.identity(block, self.generation(block).wrapping_add(1));
-            page::write(&mut self.buffer, identity, page::random_words(100));
+            page::write(&mut self.buffer.page(0), identity, page::random_words(100));
         }
-        // SAFETY: the header is set aside for this, and no request is in flight.
-        unsafe { physical::write(self.header, u64::from(kind)) };
-        // SAFETY: likewise.
-        unsafe { physical::write(self.header + 8, block * SECTORS_PER_BLOCK) };
-        // SAFETY: likewise; a status that no device gives.
-        unsafe { physical::write(self.header + 16, 0xffu8) };
+        self.header.write(0, u64::from(kind));
+        self.header.write(8, block * SECTORS_PER_BLOCK);
+        // A status that no device gives.
+        self.header.write(16, 0xffu8);
         let data_flags = if kind == TYPE_READ { DEVICE_WRITES | NEXT } else { NEXT };
         let after_header = if kind == TYPE_FLUSH { 2 } else { 1 };
-        // SAFETY: the device only reads the header.
-        unsafe { self.queue.describe(0, self.header, 16, NEXT, after_header) };
-        // SAFETY: the buffer is only touched when no request is in flight, by volatile accesses.
-        unsafe { self.queue.describe(1, self.buffer.0, BLOCK_BYTES, data_flags, 2) };
-        // SAFETY: the status byte is only read when no request is in flight.
-        unsafe { self.queue.describe(2, self.header + 16, 1, DEVICE_WRITES, 0) };
+        self.queue.describe(0, &self.header, 16, NEXT, after_header);
+        self.queue.describe(1, &self.buffer, BLOCK_BYTES, data_flags, 2);
+        self.queue.describe(2, &self.header.part(16, 1), 1, DEVICE_WRITES, 0);
         self.queue.submit(0);
         self.in_flight = Some(request);
         self.device.notify(0);
     }
 
     fn complete(&mut self, request: Request) {
-        // SAFETY: the status byte; no request is in flight any more.
-        let status: u8 = unsafe { physical::read(self.header + 16) };
-        if status != 0 {
+        if self.header.read::<u8>(16) != 0 {
             self.errors += 1;
             return;
         }
@@ -226,11 +219,12 @@ impl Blk {
             Request::Flush => {}
             Request::Write(block) => {
                 self.written += 1;
-                let generation = &mut self.generations[physical::address(block)];
+                let generation = &mut self.generations[address(block)];
                 *generation = generation.wrapping_add(1);
             }
             Request::Read(block) => {
-                let right = page::check(&self.buffer, self.identity(block, self.generation(block))).is_ok();
+                let right =
+                    page::check(&self.buffer.page(0), self.identity(block, self.generation(block))).is_ok();
                 if let Some(job) = self.job.as_mut().filter(|_| !right) {
                     job.tally.wrong += 1;
                     job.tally.first_wrong.get_or_insert(block);
@@ -240,25 +234,10 @@ impl Blk {
     }
 
     fn generation(&self, block: u64) -> u32 {
-        self.generations[physical::address(block)]
+        self.generations[address(block)]
     }
 
     fn identity(&self, block: u64, generation: u32) -> Identity {
         Identity { seed: self.seed, index: INDEX_BASE | block, generation }
-    }
-}
-
-/// The data buffer by its address.
-struct Block(u64);
-
-impl Words for Block {
-    fn load(&self, i: usize) -> u64 {
-        // SAFETY: in the buffer (i < 512), which has no Rust reference.
-        u64::from_le(unsafe { physical::read(self.0 + (i as u64 & 511) * 8) })
-    }
-
-    fn store(&mut self, i: usize, word: u64) {
-        // SAFETY: as for `load`.
-        unsafe { physical::write(self.0 + (i as u64 & 511) * 8, word.to_le()) }
     }
 }

@@ -4,7 +4,7 @@
 
 use super::queue::{Queue, Rings};
 use crate::memory::frames::Frames;
-use crate::memory::physical;
+use crate::memory::window::Window;
 use crate::{apic, trap};
 use guest_core::cmdline::DeviceWindow;
 
@@ -26,6 +26,8 @@ const QUEUE_DESC: u64 = 0x080;
 const QUEUE_DRIVER: u64 = 0x090;
 const QUEUE_DEVICE: u64 = 0x0a0;
 const CONFIG: u64 = 0x100;
+/// The least a window has.
+const WINDOW_BYTES: u64 = 0x200;
 
 const MAGIC_VALUE: u32 = 0x7472_6976;
 const ACKNOWLEDGE: u32 = 1;
@@ -47,7 +49,7 @@ pub enum Kind {
 
 /// A device that was reset and is being, or has been, brought up.
 pub struct Device {
-    base: u64,
+    registers: Window,
     gsi: u32,
     vector: u8,
     interrupts_seen: u32,
@@ -57,8 +59,9 @@ impl Device {
     /// Looks for a device that we drive; resets it.
     #[must_use]
     pub fn probe(window: DeviceWindow, index: u8) -> Option<(Kind, Self)> {
-        let device =
-            Self { base: window.base, gsi: window.gsi, vector: trap::DEVICES + index, interrupts_seen: 0 };
+        // SAFETY: given on the command line as device registers, below 4 GiB and so mapped.
+        let registers = unsafe { Window::new(window.base, WINDOW_BYTES) };
+        let device = Self { registers, gsi: window.gsi, vector: trap::DEVICES + index, interrupts_seen: 0 };
         if device.read(MAGIC) != MAGIC_VALUE || device.read(VERSION) != 2 {
             return None;
         }
@@ -101,9 +104,9 @@ impl Device {
         let size = if max >= size { size } else { 1 << max.ilog2() };
         let rings = Rings::new(size, frames);
         self.write(QUEUE_NUM, u32::from(size));
-        self.write_address(QUEUE_DESC, rings.descriptors);
-        self.write_address(QUEUE_DRIVER, rings.available);
-        self.write_address(QUEUE_DEVICE, rings.used);
+        self.write_address(QUEUE_DESC, rings.descriptors.at());
+        self.write_address(QUEUE_DRIVER, rings.available.at());
+        self.write_address(QUEUE_DEVICE, rings.used.at());
         self.write(QUEUE_READY, 1);
         Some(Queue::new(rings, size))
     }
@@ -132,8 +135,7 @@ impl Device {
     /// A byte of the device's configuration.
     #[must_use]
     pub fn config8(&self, offset: u64) -> u8 {
-        // SAFETY: a register of a device that `probe` found.
-        unsafe { physical::read(self.base + CONFIG + offset) }
+        self.registers.read(CONFIG + offset)
     }
 
     /// A word of the device's configuration.
@@ -149,12 +151,10 @@ impl Device {
     }
 
     fn read(&self, register: u64) -> u32 {
-        // SAFETY: the window was given on the command line as device registers, below 4 GiB and so mapped.
-        unsafe { physical::read(self.base + register) }
+        self.registers.read(register)
     }
 
     fn write(&self, register: u64, value: u32) {
-        // SAFETY: as for `read`; memory the device writes by itself is only what the queues name.
-        unsafe { physical::write(self.base + register, value) }
+        self.registers.write(register, value);
     }
 }

@@ -1,12 +1,13 @@
 //! virtio-net: one receive and one transmit queue, whole frames, no offloads.
 //!
-//! Received frames are looked at in place; the buffer of the frame last handed out goes back to the device when the next one
-//! is asked for. Transmitted frames are built in the device's buffers. Without a free buffer nothing is taken in
-//! either, so the peer's TCP slows down and nothing is lost.
+//! Frames are copied out of and into the buffers that the device sees, which costs less than an exit by far and
+//! leaves nothing that changes under a reader. Without a free transmit buffer nothing is taken in either, so the peer's TCP slows
+//! down and nothing is lost.
 
 use super::mmio::Device;
 use super::queue::{DEVICE_WRITES, Queue};
 use crate::memory::frames::Frames;
+use crate::memory::window::Window;
 use guest_core::link::Mac;
 
 const FEATURE_MAC: u64 = 1 << 5;
@@ -38,11 +39,9 @@ pub struct Net {
 /// The receive queue.
 pub struct Receiver {
     queue: Queue,
-    buffers: &'static mut [[u8; BUFFER]],
+    buffers: Window,
     /// Buffers given back since the device was last told.
     unannounced: u16,
-    /// The buffer that is being looked at.
-    held: Option<u16>,
     /// Frames received.
     pub frames: u64,
 }
@@ -50,7 +49,7 @@ pub struct Receiver {
 /// The transmit queue.
 pub struct Transmitter {
     queue: Queue,
-    buffers: &'static mut [[u8; BUFFER]],
+    buffers: Window,
     /// Whether something was submitted since the device was last told.
     unannounced: bool,
     /// Buffers that are free; the first `free_len` entries count.
@@ -108,33 +107,23 @@ impl Net {
 impl Receiver {
     fn new(device: &Device, frames: &mut Frames) -> Option<Self> {
         let mut queue = device.queue(RX, QUEUE_SIZE, frames)?;
-        let buffers = frames.take::<[u8; BUFFER]>(usize::from(queue.size()));
-        for (buffer, index) in buffers.iter().zip(0..) {
-            let at = buffer.as_ptr().expose_provenance() as u64;
-            // SAFETY: a buffer is only looked at by `frame`, between coming back and being submitted again.
-            unsafe { queue.describe(index, at, BUFFER_BYTES, DEVICE_WRITES, 0) };
+        let buffers = frames.share(usize::from(queue.size()) * BUFFER);
+        for index in 0..queue.size() {
+            queue.describe(index, &buffer(&buffers, index), BUFFER_BYTES, DEVICE_WRITES, 0);
             queue.submit(index);
         }
-        Some(Self { queue, buffers, unannounced: 0, held: None, frames: 0 })
+        Some(Self { queue, buffers, unannounced: 0, frames: 0 })
     }
 
-    /// The next received frame, as a buffer number and length for [`Self::frame`]. The one before goes back.
-    pub fn receive(&mut self) -> Option<(u16, usize)> {
-        if let Some(index) = self.held.take() {
-            self.queue.submit(index);
-            self.unannounced += 1;
-        }
+    /// Copies out the next received frame; its length.
+    pub fn receive(&mut self, frame: &mut [u8; FRAME]) -> Option<usize> {
         let (index, bytes) = self.queue.take_used()?;
-        self.held = Some(index);
+        let bytes = usize::try_from(bytes).unwrap_or(0).saturating_sub(NET_HEADER).min(FRAME);
+        buffer(&self.buffers, index).copy_to(NET_HEADER as u64, &mut frame[..bytes]);
+        self.queue.submit(index);
+        self.unannounced += 1;
         self.frames += 1;
-        let bytes = usize::try_from(bytes).unwrap_or(0).clamp(NET_HEADER, BUFFER);
-        Some((index, bytes - NET_HEADER))
-    }
-
-    /// A received frame, until the next [`Self::receive`].
-    #[must_use]
-    pub fn frame(&self, index: u16, bytes: usize) -> &[u8] {
-        &self.buffers[usize::from(index)][NET_HEADER..NET_HEADER + bytes]
+        Some(bytes)
     }
 }
 
@@ -142,7 +131,7 @@ impl Transmitter {
     fn new(device: &Device, frames: &mut Frames) -> Option<Self> {
         let mut queue = device.queue(TX, QUEUE_SIZE, frames)?;
         queue.set_interrupts(false);
-        let buffers = frames.take::<[u8; BUFFER]>(usize::from(queue.size()));
+        let buffers = frames.share(usize::from(queue.size()) * BUFFER);
         let mut free = [0; QUEUE_SIZE as usize];
         for (slot, index) in free.iter_mut().zip(0..) {
             *slot = index;
@@ -154,7 +143,7 @@ impl Transmitter {
     /// Whether a frame can be sent.
     pub fn can_send(&mut self) -> bool {
         while let Some((index, _)) = self.queue.take_used() {
-            if self.free_len < self.buffers.len() {
+            if self.free_len < usize::from(self.queue.size()) {
                 self.free[self.free_len] = index;
                 self.free_len += 1;
             }
@@ -162,22 +151,25 @@ impl Transmitter {
         self.free_len > 0
     }
 
-    /// Sends the frame that `build` makes; nothing if that returns no length, or if no buffer is free.
-    pub fn send(&mut self, build: impl FnOnce(&mut [u8; FRAME]) -> Option<usize>) {
+    /// Sends a frame of at most [`FRAME`] bytes; drops it if no buffer is free.
+    pub fn send(&mut self, frame: &[u8]) {
         if !self.can_send() {
             return;
         }
-        let index = self.free[self.free_len - 1];
-        let buffer = &mut self.buffers[usize::from(index)];
-        let Some(frame) = buffer[NET_HEADER..].first_chunk_mut::<FRAME>() else { return };
-        let Some(bytes) = build(frame) else { return };
-        let bytes = u32::try_from(NET_HEADER + bytes.min(FRAME)).unwrap_or(0);
-        let at = buffer.as_ptr().expose_provenance() as u64;
-        // SAFETY: the device only reads this buffer.
-        unsafe { self.queue.describe(index, at, bytes, 0, 0) };
         self.free_len -= 1;
+        let index = self.free[self.free_len];
+        let frame = &frame[..frame.len().min(FRAME)];
+        let buffer = buffer(&self.buffers, index);
+        // The header before the frame was zero from the start and stays so.
+        buffer.copy_from(NET_HEADER as u64, frame);
+        let bytes = u32::try_from(NET_HEADER + frame.len()).unwrap_or(0);
+        self.queue.describe(index, &buffer, bytes, 0, 0);
         self.queue.submit(index);
         self.unannounced = true;
         self.frames += 1;
     }
+}
+
+fn buffer(buffers: &Window, index: u16) -> Window {
+    buffers.part(u64::from(index) * u64::from(BUFFER_BYTES), u64::from(BUFFER_BYTES))
 }

@@ -4,7 +4,7 @@
 //! laid out once by the drivers and never change, so a queue is only two indices.
 
 use crate::memory::frames::Frames;
-use crate::memory::physical;
+use crate::memory::window::Window;
 use core::sync::atomic::{Ordering, fence};
 
 /// The device writes into this buffer.
@@ -17,20 +17,23 @@ const NO_NOTIFY: u16 = 1;
 /// Where the three parts of a queue are.
 pub struct Rings {
     /// Descriptor table.
-    pub descriptors: u64,
+    pub descriptors: Window,
     /// Available ring, ours.
-    pub available: u64,
+    pub available: Window,
     /// Used ring, the device's.
-    pub used: u64,
+    pub used: Window,
 }
 
 impl Rings {
     /// Takes zeroed memory for a queue.
     #[must_use]
     pub fn new(size: u16, frames: &mut Frames) -> Self {
-        let mut take = |words: usize| frames.take::<u64>(words).as_ptr().expose_provenance() as u64;
         let size = usize::from(size);
-        Self { descriptors: take(2 * size), available: take(size / 4 + 1), used: take(size + 1) }
+        Self {
+            descriptors: frames.share(16 * size),
+            available: frames.share(4 + 2 * size),
+            used: frames.share(4 + 8 * size),
+        }
     }
 }
 
@@ -55,50 +58,35 @@ impl Queue {
         self.size
     }
 
-    /// Fills in a descriptor.
-    ///
-    /// # Safety
-    /// If `flags` has [`DEVICE_WRITES`], the device may write the buffer whenever the descriptor has been submitted
-    /// and not yet come back; no reference to it may exist then.
-    pub unsafe fn describe(&mut self, index: u16, buffer: u64, bytes: u32, flags: u16, next: u16) {
-        let at = self.rings.descriptors + 16 * u64::from(index % self.size);
-        // SAFETY: within the descriptor table, aligned.
-        unsafe { physical::write(at, buffer) };
-        // SAFETY: likewise.
-        unsafe { physical::write(at + 8, bytes) };
-        // SAFETY: likewise.
-        unsafe { physical::write(at + 12, flags) };
-        // SAFETY: likewise.
-        unsafe { physical::write(at + 14, next) };
+    /// Fills in a descriptor. With [`DEVICE_WRITES`] the device may write the buffer whenever it likes.
+    pub fn describe(&mut self, index: u16, buffer: &Window, bytes: u32, flags: u16, next: u16) {
+        let at = 16 * u64::from(index % self.size);
+        let whole = buffer.part(0, u64::from(bytes));
+        self.rings.descriptors.write(at, whole.at());
+        self.rings.descriptors.write(at + 8, bytes);
+        self.rings.descriptors.write(at + 12, flags);
+        self.rings.descriptors.write(at + 14, next);
     }
 
     /// Makes a chain available to the device.
     pub fn submit(&mut self, head: u16) {
-        let at = self.rings.available + 4 + 2 * u64::from(self.available % self.size);
-        // SAFETY: within the available ring, aligned.
-        unsafe { physical::write(at, head) };
+        self.rings.available.write(4 + 2 * u64::from(self.available % self.size), head);
         self.available = self.available.wrapping_add(1);
         // The entry, and the buffers before it, before the index that shows them.
         fence(Ordering::SeqCst);
-        // SAFETY: the index of the available ring.
-        unsafe { physical::write(self.rings.available + 2, self.available) };
+        self.rings.available.write(2, self.available);
     }
 
     /// The next chain that came back: its head and how many bytes were written.
     pub fn take_used(&mut self) -> Option<(u16, u32)> {
         loop {
-            // SAFETY: the index of the used ring.
-            let index: u16 = unsafe { physical::read(self.rings.used + 2) };
-            if index == self.used {
+            if self.rings.used.read::<u16>(2) == self.used {
                 return None;
             }
             fence(Ordering::SeqCst);
-            let at = self.rings.used + 4 + 8 * u64::from(self.used % self.size);
+            let at = 4 + 8 * u64::from(self.used % self.size);
             self.used = self.used.wrapping_add(1);
-            // SAFETY: within the used ring, aligned.
-            let head: u32 = unsafe { physical::read(at) };
-            // SAFETY: likewise.
-            let bytes: u32 = unsafe { physical::read(at + 4) };
+            let (head, bytes): (u32, u32) = (self.rings.used.read(at), self.rings.used.read(at + 4));
             if let Ok(head) = u16::try_from(head)
                 && head < self.size
             {
@@ -111,15 +99,12 @@ impl Queue {
     #[must_use]
     pub fn wants_notify(&self) -> bool {
         fence(Ordering::SeqCst);
-        // SAFETY: the flags of the used ring.
-        let flags: u16 = unsafe { physical::read(self.rings.used) };
-        flags & NO_NOTIFY == 0
+        self.rings.used.read::<u16>(0) & NO_NOTIFY == 0
     }
 
     /// Asks for interrupts, or for none. The device may be late to notice.
     pub fn set_interrupts(&mut self, on: bool) {
-        // SAFETY: the flags of the available ring.
-        unsafe { physical::write(self.rings.available, if on { 0 } else { NO_INTERRUPT }) };
+        self.rings.available.write(0, if on { 0 } else { NO_INTERRUPT });
         fence(Ordering::SeqCst);
     }
 }

@@ -7,7 +7,6 @@ use super::queue::DEVICE_WRITES;
 use crate::clock::Clock;
 use crate::cpu;
 use crate::memory::frames::Frames;
-use crate::memory::physical;
 
 const SEED_BYTES: u32 = 32;
 const PATIENCE_US: u64 = 200_000;
@@ -17,17 +16,15 @@ pub fn seed(device: &Device, frames: &mut Frames, clock: &Clock) -> Option<u64> 
     device.negotiate(0)?;
     let mut queue = device.queue(0, 4, frames)?;
     queue.set_interrupts(false);
-    let buffer = frames.take::<u64>(4).as_ptr().expose_provenance() as u64;
-    // SAFETY: the buffer is the device's for ever; it is only read by `physical::read`.
-    unsafe { queue.describe(0, buffer, SEED_BYTES, DEVICE_WRITES, 0) };
+    let buffer = frames.share(32);
+    queue.describe(0, &buffer, SEED_BYTES, DEVICE_WRITES, 0);
     device.start();
     queue.submit(0);
     device.notify(0);
     let until = cpu::tsc() + clock.ticks(PATIENCE_US);
     while cpu::tsc() < until {
         if let Some((_, bytes)) = queue.take_used() {
-            // SAFETY: words of the buffer.
-            let words = [0, 8, 16, 24].map(|i| unsafe { physical::read::<u64>(buffer + i) });
+            let words = [0, 8, 16, 24].map(|i| buffer.read::<u64>(i));
             let seed = words.into_iter().fold(0, |seed, word| guest_core::page::mix(seed ^ word));
             return (bytes >= 8 && words[0] != 0).then_some(seed);
         }

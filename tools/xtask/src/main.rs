@@ -156,7 +156,9 @@ fn bring_up(up: Up) -> Result<bool> {
         );
         fleet.keep();
     }
-    println!("export MASHINES_URL={}", fleet::url(&name));
+    for (variable, value) in fleet::environment(&name) {
+        println!("export {variable}={value}");
+    }
     println!("alias mashines={}", mashines.display());
     println!("# a client in the fleet's network: ip netns exec {} COMMAND", name.fabric_namespace());
     Ok(true)

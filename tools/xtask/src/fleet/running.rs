@@ -159,7 +159,7 @@ impl Fleet {
     /// The `mashines` command line, pointed at this fleet.
     pub fn cli(&self) -> Command {
         let mut command = Command::new(&self.plan.binaries.mashines);
-        command.env("MASHINES_URL", url(&self.plan.name));
+        command.envs(environment(&self.plan.name));
         command
     }
 
@@ -208,9 +208,12 @@ impl Drop for Fleet {
     }
 }
 
-/// Value of `MASHINES_URL` that reaches the fleet from any shell on this machine.
-pub fn url(fleet: &FleetName) -> String {
-    format!("unix:{}", fleet.api_socket().display())
+/// The environment variables with which `mashines` reaches the fleet from any shell on this machine.
+pub fn environment(fleet: &FleetName) -> Vec<(&'static str, String)> {
+    let url = format!("unix:{}", fleet.api_socket().display());
+    // Absent while the fleet is not up; `mashines` then says that it cannot reach the control plane.
+    let token = std::fs::read_to_string(services::token_file(fleet)).unwrap_or_default();
+    vec![("MASHINES_URL", url), ("MASHINES_TOKEN", token.trim().to_owned())]
 }
 
 /// Whether the fleet was brought up completely and its daemons live.

@@ -16,6 +16,11 @@ pub fn pki_dir(fleet: &FleetName) -> PathBuf {
     fleet.state_dir().join("pki")
 }
 
+/// What clients of the REST API show.
+pub fn token_file(fleet: &FleetName) -> PathBuf {
+    pki_dir(fleet).join("token")
+}
+
 /// Log of a service.
 pub fn log(fleet: &FleetName, service: &str) -> PathBuf {
     fleet.state_dir().join(format!("{service}.log"))
@@ -48,7 +53,7 @@ pub fn host(fleet: &FleetName, host: &Host, binaries: &Binaries, ram_limit: &str
         arguments: words(&[
             ("--name", &name),
             ("--state", &text(&fleet.state_dir().join(&name))),
-            ("--fleet", &text(&pki_dir(fleet))),
+            ("--fleet", &text(&pki_dir(fleet).join("hosts").join(&name))),
             ("--control", &format!("{FABRIC_IP4}:{HOSTS_PORT}")),
             ("--uplink", UPLINK),
             ("--shards", &SHARDS.to_string()),

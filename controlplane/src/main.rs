@@ -1,14 +1,14 @@
 //! `mashines-control`: serves the REST API to clients and takes in hosts.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Parser;
 use controlplane::core::{Config, Handle, Ipv4Pool, Ipv6Pool, Pools};
 use controlplane::hosts::Server;
-use controlplane::rest::{self, Token};
+use controlplane::rest::{self, Access, Token};
 use controlplane::store::{RedbStore, StoreOptions};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,7 +23,8 @@ struct Options {
     /// Directory that `mashines fleet init` made: its `token` and the identity in control/ are read.
     #[arg(long, value_name = "DIR")]
     fleet: PathBuf,
-    /// Address of the REST API (plain HTTP: keep it on loopback, or put TLS in front), or unix:PATH.
+    /// Address of the REST API (plain HTTP: keep it on loopback, or put TLS in front), or unix:PATH, which only this user may
+    /// then connect to, without a token.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
     listen: Listen,
     /// Address that hosts dial in to (QUIC, so UDP).
@@ -128,21 +129,23 @@ fn load_trust(fleet: &Path) -> anyhow::Result<pki::Trust> {
 }
 
 async fn serve_rest(listen: Listen, core: Handle, token: Token) -> anyhow::Result<()> {
-    let server = warp::serve(rest::routes(core, token));
     match listen {
         Listen::Tcp(address) => {
             let listener = TcpListener::bind(address)
                 .await
                 .with_context(|| format!("cannot listen on {address} for the REST API"))?;
             tracing::info!(address = %listener.local_addr()?, "REST API");
-            server.incoming(listener).run().await;
+            warp::serve(rest::routes(core, Access::Token(token))).incoming(listener).run().await;
         }
         Listen::Unix(path) => {
             remove_stale_socket(&path)?;
             let listener = UnixListener::bind(&path)
                 .with_context(|| format!("cannot listen on {} for the REST API", path.display()))?;
+            // Until here the umask keeps others out: connecting needs write permission, which the usual ones take away.
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+                .with_context(|| format!("setting the mode of {}", path.display()))?;
             tracing::info!(path = %path.display(), "REST API");
-            server.incoming(listener).run().await;
+            warp::serve(rest::routes(core, Access::SocketMode)).incoming(listener).run().await;
         }
     }
     Ok(())

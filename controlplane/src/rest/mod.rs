@@ -1,7 +1,7 @@
 //! The REST API over HTTP/1.1 (warp).
 //!
-//! Every request but `/healthz` and the OpenAPI document carries `Authorization: Bearer TOKEN`. It speaks plain HTTP and is meant for
-//! loopback or a Unix socket; whoever wants it on a network puts TLS in front. A request becomes typed values first; whatever
+//! On TCP every request but `/healthz` and the OpenAPI document carries `Authorization: Bearer TOKEN`; a Unix socket is guarded by its
+//! file mode instead. It speaks plain HTTP and is meant for loopback or a Unix socket; whoever wants it on a network puts TLS in front. A request becomes typed values first; whatever
 //! is wrong with it is answered with a [`Problem`] before the core hears of it.
 
 mod auth;
@@ -13,7 +13,7 @@ mod migrations;
 mod query;
 mod respond;
 
-pub use auth::{BadToken, Token};
+pub use auth::{Access, BadToken, Token};
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ struct Context {
 }
 
 /// The whole API.
-pub fn routes(core: Handle, token: Token) -> BoxedFilter<(impl Reply,)> {
+pub fn routes(core: Handle, access: Access) -> BoxedFilter<(impl Reply,)> {
     let context = Context { core, streams: Arc::new(Semaphore::new(STREAMS_MAX)) };
     let open = healthz(context.clone()).or(openapi_document()).unify();
     let v1 = machines::routes(context.clone())
@@ -56,7 +56,7 @@ pub fn routes(core: Handle, token: Token) -> BoxedFilter<(impl Reply,)> {
     let requests = Arc::new(Semaphore::new(REQUESTS_MAX));
     let admitted = warp::any()
         .and_then(move || std::future::ready(admit(&requests)))
-        .and(auth::required(token))
+        .and(auth::required(access))
         .and(v1)
         // The permit lives until the answer's head is ready; streams have a bound of their own.
         .map(|_permit, response| response);

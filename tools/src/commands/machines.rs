@@ -1,0 +1,171 @@
+//! `launch`, `ls`, `get`, `start`, `stop`, `rm`.
+
+use std::time::Duration;
+
+use controlplane::api::{LaunchRequest, Machine, MachineList, MachineState};
+use controlplane::core::MachineRef;
+use serde_json::{Value, json};
+
+use crate::args::{Act, Launch, Ls, Rm, Wait};
+use crate::client::Client;
+use crate::exit::Failure;
+use crate::output;
+use crate::units::{show_bytes, show_ms};
+
+/// Removing a machine takes its host a moment.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub(super) async fn launch(client: &Client, launch: &Launch, json: bool) -> Result<(), Failure> {
+    let request = LaunchRequest {
+        name: launch.name.clone(),
+        vcpus: launch.vcpu,
+        ram_bytes: launch.memory,
+        kernel: launch.kernel.clone(),
+        initrd: launch.initrd.clone(),
+        cmdline: launch.cmdline.clone(),
+        host: launch.host.clone(),
+    };
+    let machine: Machine = client.post("/v1/machines", &request).await?;
+    let host = machine.host.as_ref().map_or_else(String::new, |host| format!(" on {host}"));
+    eprintln!("launching {} ({}){host}", machine.name, machine.id);
+    let machine = wait_if_asked(client, machine, &launch.wait, MachineState::Started).await?;
+    done(&machine, json)
+}
+
+pub(super) async fn start(client: &Client, act: &Act, json: bool) -> Result<(), Failure> {
+    let machine: Machine = client.post(&format!("/v1/machines/{}/start", act.machine), &json!({})).await?;
+    let machine = wait_if_asked(client, machine, &act.wait, MachineState::Started).await?;
+    done(&machine, json)
+}
+
+pub(super) async fn stop(client: &Client, act: &Act, json: bool) -> Result<(), Failure> {
+    let machine: Machine = client.post(&format!("/v1/machines/{}/stop", act.machine), &json!({})).await?;
+    let machine = wait_if_asked(client, machine, &act.wait, MachineState::Stopped).await?;
+    done(&machine, json)
+}
+
+/// Waits for the state, unless told not to or it is there already.
+async fn wait_if_asked(
+    client: &Client,
+    machine: Machine,
+    wait: &Wait,
+    state: MachineState,
+) -> Result<Machine, Failure> {
+    if wait.detach || machine.state == state {
+        return Ok(machine);
+    }
+    // Whole seconds, rounded up: what the API counts in.
+    let seconds = wait.timeout.as_millis().div_ceil(1000);
+    let path = format!("/v1/machines/{}/wait?state={state}&timeout={seconds}", machine.id);
+    client.get_waiting(&path, wait.timeout).await
+}
+
+fn done(machine: &Machine, json: bool) -> Result<(), Failure> {
+    if json {
+        return output::json(machine);
+    }
+    let host = machine.host.as_ref().map_or_else(String::new, |host| format!(" on {host}"));
+    output::line(&format!(
+        "{} ({}) is {}{host}: {}, {}",
+        machine.name, machine.id, machine.state, machine.ip4, machine.ip6
+    ))
+}
+
+pub(super) async fn list(client: &Client, ls: &Ls, json: bool) -> Result<(), Failure> {
+    let mut path = "/v1/machines?limit=1000".to_owned();
+    if let Some(host) = &ls.host {
+        path.push_str(&format!("&host={host}"));
+    }
+    if let Some(state) = ls.state {
+        path.push_str(&format!("&state={state}"));
+    }
+    let mut all = MachineList { machines: Vec::new(), next_cursor: None };
+    let mut cursor = None;
+    loop {
+        let page: MachineList = match &cursor {
+            None => client.get(&path).await?,
+            Some(cursor) => client.get(&format!("{path}&cursor={cursor}")).await?,
+        };
+        all.machines.extend(page.machines);
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    if json {
+        return output::json(&all);
+    }
+    let rows: Vec<_> = all.machines.iter().map(row).collect();
+    output::table(&["NAME", "ID", "STATE", "HOST", "VCPU", "MEMORY", "IP4", "IP6", "UPTIME"], &rows)
+}
+
+fn row(machine: &Machine) -> Vec<String> {
+    let state = match &machine.migration {
+        Some(migration) => format!("{} (to {})", machine.state, migration.target),
+        None => machine.state.to_string(),
+    };
+    vec![
+        machine.name.to_string(),
+        machine.id.to_string(),
+        state,
+        machine.host.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
+        machine.vcpus.to_string(),
+        show_bytes(machine.ram_bytes),
+        machine.ip4.to_string(),
+        machine.ip6.to_string(),
+        machine.uptime_ms.map_or_else(|| "-".to_owned(), show_ms),
+    ]
+}
+
+pub(super) async fn get(client: &Client, machine: &MachineRef, json: bool) -> Result<(), Failure> {
+    let machine: Machine = client.get(&format!("/v1/machines/{machine}")).await?;
+    if json {
+        return output::json(&machine);
+    }
+    let mut pairs = vec![
+        ("name", machine.name.to_string()),
+        ("id", machine.id.to_string()),
+        ("state", machine.state.to_string()),
+    ];
+    if let Some(reason) = &machine.reason {
+        pairs.push(("reason", format!("{} ({})", reason.detail, reason.code)));
+    }
+    pairs.extend([
+        ("host", machine.host.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string)),
+        ("epoch", machine.epoch.to_string()),
+        ("vcpus", machine.vcpus.to_string()),
+        ("memory", show_bytes(machine.ram_bytes)),
+        ("ip4", machine.ip4.to_string()),
+        ("ip6", machine.ip6.to_string()),
+        ("mac", machine.mac.clone()),
+        ("kernel", machine.kernel.clone()),
+        ("initrd", machine.initrd.clone().unwrap_or_else(|| "-".to_owned())),
+        ("cmdline", machine.cmdline.clone()),
+        ("uptime", machine.uptime_ms.map_or_else(|| "-".to_owned(), show_ms)),
+    ]);
+    if let Some(migration) = &machine.migration {
+        let shown = format!("{} to {}, {}", migration.id, migration.target, migration.phase.as_str());
+        pairs.push(("migration", shown));
+    }
+    output::pairs(&pairs)
+}
+
+pub(super) async fn remove(client: &Client, rm: &Rm, json: bool) -> Result<(), Failure> {
+    // The name may be taken again at once, so that the wait is for the id.
+    let before: Machine = client.get(&format!("/v1/machines/{}", rm.machine)).await?;
+    let path = format!("/v1/machines/{}", before.id);
+    let force = if rm.force { "?force=true" } else { "" };
+    let answer: Value = client.delete(&format!("{path}{force}")).await?;
+    if answer.get("state").and_then(Value::as_str) != Some(MachineState::Destroyed.as_str()) {
+        let wait = format!("{path}/wait?state=destroyed&timeout={}", REMOVE_TIMEOUT.as_secs());
+        client.get_waiting::<Value>(&wait, REMOVE_TIMEOUT).await?;
+    }
+    if json {
+        let state = MachineState::Destroyed;
+        return output::json(
+            &json!({"id": before.id.to_string(), "name": before.name.to_string(), "state": state}),
+        );
+    }
+    eprintln!("removed {} ({})", before.name, before.id);
+    Ok(())
+}

@@ -154,11 +154,12 @@ fn bring_up(up: Up) -> Result<bool> {
             fleet.hosts().len(),
             name.state_dir().display()
         );
+        if let Some(user) = setup::user_behind_sudo() {
+            fleet.give_api_to(user)?;
+        }
         fleet.keep();
     }
-    for (variable, value) in fleet::environment(&name) {
-        println!("export {variable}={value}");
-    }
+    println!("export MASHINES_URL={}", fleet::url(&name));
     println!("alias mashines={}", mashines.display());
     println!("# a client in the fleet's network: ip netns exec {} COMMAND", name.fabric_namespace());
     Ok(true)

@@ -107,6 +107,11 @@ pub fn is_under_sudo() -> bool {
     std::env::var_os(REEXECUTED).is_some()
 }
 
+/// Who called sudo, if this process runs under it.
+pub fn user_behind_sudo() -> Option<u32> {
+    std::env::var("SUDO_UID").ok()?.parse().ok()
+}
+
 /// Set when we run under our own sudo.
 const REEXECUTED: &str = "MASHINES_XTASK_UNDER_SUDO";
 

@@ -16,4 +16,4 @@ mod running;
 mod services;
 mod state;
 
-pub use running::{Fleet, Plan, down, environment, is_up};
+pub use running::{Fleet, Plan, down, is_up, url};

@@ -159,7 +159,7 @@ impl Fleet {
     /// The `mashines` command line, pointed at this fleet.
     pub fn cli(&self) -> Command {
         let mut command = Command::new(&self.plan.binaries.mashines);
-        command.envs(environment(&self.plan.name));
+        command.env("MASHINES_URL", url(&self.plan.name));
         command
     }
 
@@ -171,6 +171,16 @@ impl Fleet {
     /// Its hosts.
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
+    }
+
+    /// Lets an ordinary user, who brought it up through sudo, use the API.
+    ///
+    /// # Errors
+    /// When the socket cannot be given to them.
+    pub fn give_api_to(&self, user: u32) -> Result<()> {
+        let socket = self.plan.name.api_socket();
+        std::os::unix::fs::chown(&socket, Some(user), None)
+            .with_context(|| format!("giving {} to user {user}", socket.display()))
     }
 
     /// Leaves the fleet up when this process ends.
@@ -208,12 +218,9 @@ impl Drop for Fleet {
     }
 }
 
-/// The environment variables with which `mashines` reaches the fleet from any shell on this machine.
-pub fn environment(fleet: &FleetName) -> Vec<(&'static str, String)> {
-    let url = format!("unix:{}", fleet.api_socket().display());
-    // Absent while the fleet is not up; `mashines` then says that it cannot reach the control plane.
-    let token = std::fs::read_to_string(services::token_file(fleet)).unwrap_or_default();
-    vec![("MASHINES_URL", url), ("MASHINES_TOKEN", token.trim().to_owned())]
+/// Value of `MASHINES_URL` that reaches the fleet from any shell on this machine. No token: the socket's file mode guards it.
+pub fn url(fleet: &FleetName) -> String {
+    format!("unix:{}", fleet.api_socket().display())
 }
 
 /// Whether the fleet was brought up completely and its daemons live.

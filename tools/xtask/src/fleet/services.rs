@@ -16,11 +16,6 @@ pub fn pki_dir(fleet: &FleetName) -> PathBuf {
     fleet.state_dir().join("pki")
 }
 
-/// What clients of the REST API show.
-pub fn token_file(fleet: &FleetName) -> PathBuf {
-    pki_dir(fleet).join("token")
-}
-
 /// Log of a service.
 pub fn log(fleet: &FleetName, service: &str) -> PathBuf {
     fleet.state_dir().join(format!("{service}.log"))

@@ -22,6 +22,7 @@ pub mod control;
 pub mod dirty;
 mod event;
 pub mod event_loop;
+pub mod jail;
 pub mod kvm;
 pub mod machine;
 pub mod memory;

@@ -18,6 +18,10 @@ fn main() -> ExitCode {
         );
         return ExitCode::from(2);
     };
+    if let Err(error) = vmm::jail::enter() {
+        eprintln!("mashine-vmm: privileges cannot be given up: {error}");
+        return ExitCode::FAILURE;
+    }
     match EventLoop::new(listener).and_then(EventLoop::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -90,3 +90,28 @@ fn guests_end_in_all_documented_ways() {
         assert!(matches!(refused, Reply::Refused { code: Code::WrongPhase, .. }), "{refused:?}");
     }
 }
+
+#[test]
+fn no_thread_holds_a_privilege() {
+    if !have_kvm() {
+        return;
+    }
+    let parts = Parts::new(spec(2, RAM));
+    let vmm = Vmm::running(&parts, &elf::counter());
+    let process = format!("/proc/{}", vmm.child.id());
+    let mut threads = 0;
+    for task in std::fs::read_dir(format!("{process}/task")).unwrap() {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_ascii_whitespace().nth(1).unwrap().to_owned()
+        };
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+            assert_eq!(u64::from_str_radix(&field(set), 16).unwrap(), 0, "{set}");
+        }
+        assert_eq!(field("NoNewPrivs:"), "1");
+        threads += 1;
+    }
+    // An event loop, two vCPUs, and what KVM itself adds.
+    assert!(threads >= 3, "{threads} threads");
+}

@@ -1,0 +1,281 @@
+//! The bodies of the fuzz targets, which `tests/hostile.rs` runs too, over pseudo-random inputs, with the stable compiler.
+//!
+//! A body may not panic, and what it does must be bounded by the length of its input. It gets a RAM of 16 MiB of which only the
+//! first pages are interesting: rings and buffers are placed there so that the input can reach them.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+
+use vm_memory::{Bytes, GuestAddress};
+use vmm::console::ConsoleRing;
+use vmm::dirty::DirtyBitmap;
+use vmm::memory::Ram;
+use vmm::serial::{IrqLine, SerialPort};
+use vmm::virtio::net::Net;
+use vmm::virtio::rng::Rng;
+use vmm::virtio::{Device, Resources, Transport};
+use vmm_sys_util::eventfd::EventFd;
+use wire::state::{
+    ClockState, IrqchipState, NetState, PitState, RngState, SerialState, ShapeState, StateArchive, VcpuState,
+};
+use wire::units::RamSize;
+use wire::vmm::CONSOLE_MEMFD_BYTES;
+
+const RAM_BYTES: u64 = 16 << 20;
+/// Where rings and buffers are, most of the time.
+const ARENA_BYTES: u64 = 0x8000;
+
+fn memfd(bytes: u64) -> File {
+    let fd = rustix::fs::memfd_create("fuzz", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd");
+    rustix::fs::ftruncate(&fd, bytes).expect("ftruncate");
+    fd.into()
+}
+
+/// A source of small decisions: the input, and zeros after its end.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn byte(&mut self) -> u8 {
+        match self.0.split_first() {
+            Some((&first, rest)) => {
+                self.0 = rest;
+                first
+            }
+            None => 0,
+        }
+    }
+
+    fn word(&mut self) -> u32 {
+        u32::from_le_bytes([self.byte(), self.byte(), self.byte(), self.byte()])
+    }
+
+    /// An address: mostly in the arena, else just outside of RAM or anywhere.
+    fn address(&mut self) -> u64 {
+        let word = u64::from(self.word());
+        match word >> 24 & 0xf {
+            0 => word << 32 | word,
+            1 => RAM_BYTES - word % 64,
+            2 => u64::MAX - word % 4096,
+            _ => word % ARENA_BYTES,
+        }
+    }
+}
+
+/// RAM, and the devices on it.
+pub struct Fixture {
+    ram: Ram,
+}
+
+impl Fixture {
+    /// Maps the RAM; once for all inputs.
+    pub fn new() -> Self {
+        let size = RamSize::from_bytes(RAM_BYTES).expect("size");
+        let dirty = DirtyBitmap::new(&memfd(size.pages() / 8), size.pages()).expect("bitmap");
+        dirty.set_active(true);
+        Self { ram: Ram::new(&memfd(RAM_BYTES), size, &Arc::new(dirty)).expect("ram") }
+    }
+
+    fn transport(&self, device: Box<dyn Device>) -> Transport {
+        let resources = Resources::new(device.queue_sizes().len()).expect("events");
+        Transport::new(device, Arc::clone(self.ram.memory()), resources)
+    }
+
+    /// A network interface, and the other end of its tap.
+    fn net(&self) -> (Transport, UnixDatagram) {
+        let (ours, theirs) = UnixDatagram::pair().expect("pair");
+        ours.set_nonblocking(true).expect("nonblocking");
+        theirs.set_nonblocking(true).expect("nonblocking");
+        let tap = File::from(OwnedFd::from(ours));
+        (self.transport(Box::new(Net::new(tap, [2, 0, 0, 0, 0, 1]))), theirs)
+    }
+
+    /// A driver that does anything: registers, rings, notifications, packets.
+    pub fn virtio(&self, data: &[u8]) {
+        let mut input = Input(data);
+        self.ram.memory().write_slice(&[0; 0x8000], GuestAddress(0)).expect("arena");
+        let (mut transport, peer) = match input.byte() & 1 {
+            0 => self.net(),
+            _ => {
+                let (_, peer) = UnixDatagram::pair().expect("pair");
+                peer.set_nonblocking(true).expect("nonblocking");
+                (self.transport(Box::new(Rng)), peer)
+            }
+        };
+        if input.byte() & 3 != 0 {
+            negotiate(&mut transport, &mut input);
+        }
+        while !input.is_empty() {
+            self.step(&mut transport, &peer, &mut input);
+        }
+        // Whatever it did: a reset brings the device back.
+        transport.write(0x70, &0u32.to_le_bytes());
+        let mut status = [0; 4];
+        transport.read(0x70, &mut status);
+        assert_eq!(status, [0; 4]);
+    }
+
+    fn step(&self, transport: &mut Transport, peer: &UnixDatagram, input: &mut Input<'_>) {
+        let memory = self.ram.memory();
+        match input.byte() % 16 {
+            0 => {
+                let (offset, value) = (u64::from(input.byte()) * 4, input.word());
+                transport.write(offset, &value.to_le_bytes());
+            }
+            1 => {
+                let mut wide = [0; 8];
+                let bytes = usize::from(input.byte() % 9);
+                transport.read(input.address() % 0x1000, &mut wide[..bytes]);
+            }
+            2 => transport.write(input.address() % 0x1000, &[0xff; 8][..usize::from(input.byte() % 9)]),
+            3 => {
+                let saved = transport.save();
+                transport.restore(&saved).expect("what was saved can be restored");
+                transport.resume();
+            }
+            4 => {
+                // A packet for the guest.
+                let _full = peer.send(&vec![input.byte(); usize::from(input.byte()) * 16]);
+            }
+            5 => negotiate(transport, input),
+            6 | 7 => {
+                // An entry of a descriptor table: address, length, flags, next.
+                let at = u64::from(input.byte()) * 16;
+                let _outside = memory.write_obj(input.address().to_le(), GuestAddress(at));
+                let length = if input.byte() & 7 == 0 { input.word() } else { input.word() % 2048 };
+                let _outside = memory.write_obj(length.to_le(), GuestAddress(at + 8));
+                let flags = u16::from(input.byte() & 7);
+                let _outside = memory.write_obj(flags.to_le(), GuestAddress(at + 12));
+                let _outside = memory.write_obj(u16::from(input.byte()).to_le(), GuestAddress(at + 14));
+            }
+            8 | 9 => {
+                // A ring's entry or index.
+                let _outside = memory.write_obj(input.word(), GuestAddress(input.address()));
+            }
+            10 => {
+                let ring = ring_of(usize::from(input.byte() & 1), AVAIL);
+                let _outside = memory.write_obj(u16::from(input.byte()).to_le(), GuestAddress(ring + 2));
+            }
+            11 => {
+                let _more = transport.host_event();
+            }
+            _ => {
+                let _more = transport.queue_event(usize::from(input.byte() & 3));
+            }
+        }
+        // The other side of the tap takes what comes.
+        let mut packet = [0; 64];
+        while peer.recv(&mut packet).is_ok() {}
+    }
+
+    /// State archives: whole, damaged, and with components that are valid archives of impossible states.
+    pub fn state(&self, data: &[u8]) {
+        if let Ok(archive) = StateArchive::decode(data) {
+            self.take_all(archive);
+        }
+        let mut input = Input(data);
+        let mut archive = StateArchive::new(wire::ids::MachineId::from_u64(1));
+        let (mut net, _peer) = self.net();
+        negotiate(&mut net, &mut input);
+        let mut virtio = net.save();
+        let registers = &mut virtio.transport;
+        while !input.is_empty() {
+            let queue = usize::from(input.byte() & 3);
+            match (input.byte() % 8, registers.queues.get_mut(queue)) {
+                (0, _) => registers.status = input.word(),
+                (1, _) => registers.driver_features = input.address(),
+                (2, Some(queue)) => queue.size = u16::from(input.byte()) << (input.byte() & 8),
+                (3, Some(queue)) => queue.ready = input.byte() & 1 == 1,
+                (4, Some(queue)) => queue.desc_table = input.address(),
+                (5, Some(queue)) => queue.avail_ring = input.address(),
+                (6, Some(queue)) => queue.used_ring = input.address(),
+                (7, Some(queue)) => queue.next_avail = u16::from(input.byte()),
+                _ => {
+                    registers.queues.pop();
+                }
+            }
+        }
+        if net.restore(&virtio).is_ok() {
+            net.resume();
+            for queue in 0..2 {
+                let _more = net.queue_event(queue);
+            }
+            let _more = net.host_event();
+        }
+        archive.add(0, &NetState { virtio, mac: [0; 6] }).expect("archive");
+        let mut bytes = archive.encode().expect("encode");
+        for chunk in data.chunks(3) {
+            if let [low, high, value] = chunk {
+                let at = usize::from(u16::from_le_bytes([*low, *high])) % bytes.len();
+                bytes[at] ^= value;
+            }
+        }
+        if let Ok(archive) = StateArchive::decode(&bytes) {
+            self.take_all(archive);
+        }
+    }
+
+    fn take_all(&self, mut archive: StateArchive) {
+        let _one = archive.take::<ShapeState>(0);
+        let _one = archive.take::<VcpuState>(0);
+        let _one = archive.take::<IrqchipState>(0);
+        let _one = archive.take::<PitState>(0);
+        let _one = archive.take::<ClockState>(0);
+        if let Ok(serial) = archive.take::<SerialState>(0) {
+            let line = IrqLine::new(EventFd::new(libc::EFD_NONBLOCK).expect("event"));
+            let console = ConsoleRing::new(&memfd(CONSOLE_MEMFD_BYTES)).expect("console");
+            let _refused = SerialPort::new(line, console).restore(&serial);
+        }
+        if let Ok(state) = archive.take::<NetState>(0) {
+            let _refused = self.net().0.restore(&state.virtio);
+        }
+        if let Ok(state) = archive.take::<RngState>(0) {
+            let _refused = self.transport(Box::new(Rng)).restore(&state.virtio);
+        }
+        let _left_over = archive.finish();
+    }
+}
+
+const DESCRIPTORS: u64 = 0;
+const AVAIL: u64 = 0x1000;
+const USED: u64 = 0x2000;
+
+/// Where ring `which` of queue `queue` lies when it was set up by [`negotiate`].
+fn ring_of(queue: usize, which: u64) -> u64 {
+    which + if queue == 0 { 0 } else { 0x4000 }
+}
+
+/// What a driver that keeps to the rules does, but for one register now and then.
+fn negotiate(transport: &mut Transport, input: &mut Input<'_>) {
+    let oddity = input.byte();
+    let size = 1u32 << (input.byte() & 7);
+    let mut write = |offset: u64, value: u32| {
+        let odd = u64::from(oddity) * 4 == offset;
+        transport.write(offset, &(if odd { !value } else { value }).to_le_bytes());
+    };
+    for (offset, value) in
+        [(0x70, 0), (0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x24, 0), (0x20, 1 << 5), (0x70, 11)]
+    {
+        write(offset, value);
+    }
+    for queue in 0..2u32 {
+        let base = |which| u32::try_from(ring_of(usize::try_from(queue).unwrap_or(0), which)).unwrap_or(0);
+        let registers = [
+            (0x30, queue),
+            (0x38, size),
+            (0x80, base(DESCRIPTORS)),
+            (0x90, base(AVAIL)),
+            (0xa0, base(USED)),
+            (0x44, 1),
+        ];
+        for (offset, value) in registers {
+            write(offset, value);
+        }
+    }
+    write(0x70, 15);
+}

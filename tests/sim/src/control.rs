@@ -207,13 +207,17 @@ impl World {
     /// Sends a command: lost, late or doubled like anything else.
     pub fn command(&mut self, side: Side, request: Request) {
         let lossy = self.now < FAULTS_US && self.options.duplicates;
+        let daemon = match side {
+            Side::Source => self.source.starts,
+            Side::Target => self.target.starts,
+        };
         if lossy && self.rng.chance(3) {
             let at = self.now + self.rng.between(1_000, 200_000);
-            self.at(at, Event::Command { side, request: request.clone() });
+            self.at(at, Event::Command { side, daemon, request: request.clone() });
         }
         if !(lossy && self.rng.chance(5)) {
             let at = self.now + self.rng.between(100, 2_000);
-            self.at(at, Event::Command { side, request });
+            self.at(at, Event::Command { side, daemon, request });
         }
     }
 

@@ -23,6 +23,8 @@ pub struct Session {
     pub cut_forth: bool,
     /// Nothing more passes.
     pub cut_back: bool,
+    /// Whether it carries nothing but a copy of an older message.
+    pub replayed: bool,
     /// When the last thing sent on each stream arrives: control forth, control back, lanes.
     last: [u64; 2 + LANES],
 }
@@ -37,6 +39,7 @@ impl Session {
             target_open: true,
             cut_forth: false,
             cut_back: false,
+            replayed: false,
             last: [0; 2 + LANES],
         }
     }

@@ -61,7 +61,9 @@ pub struct SourceHost {
     /// Whether the daemon lives.
     pub up: bool,
     /// Counts starts of the daemon.
-    starts: u32,
+    pub starts: u32,
+    /// Highest target's epoch of all migrations that this daemon was told to begin: a command that lost its way begins no older one.
+    highest: Epoch,
     /// The VMM; survives the daemon.
     pub vmm: Vmm,
     /// The migration under way, or the last one.
@@ -92,6 +94,7 @@ impl SourceHost {
             daemon: 1,
             up: true,
             starts: 1,
+            highest: Epoch(0),
             vmm,
             machine: None,
             ended: None,
@@ -549,6 +552,7 @@ impl World {
         }
         self.source.up = true;
         self.source.starts += 1;
+        self.source.highest = Epoch(0);
         trace!(self, "source mashined is back, VMM {:?}", self.source.vmm.phase);
         match self.source.vmm.phase {
             Phase::Paused => {
@@ -620,6 +624,10 @@ impl World {
 
     fn begin_migration(&mut self, mut config: SourceConfig) {
         config.incarnation = u64::from(self.source.starts);
+        if config.to_epoch < self.source.highest {
+            return;
+        }
+        self.source.highest = config.to_epoch;
         let busy = self.source.machine.as_ref().is_some_and(|m| !m.ended());
         let known = self.source.config.as_ref().is_some_and(|c| c.migration == config.migration)
             && self.source.machine.is_some();

@@ -51,6 +51,10 @@ pub struct TargetHost {
     pub daemon: u32,
     /// Whether the daemon lives.
     pub up: bool,
+    /// Counts starts of the daemon.
+    pub starts: u32,
+    /// Highest epoch of all migrations that this daemon was told to expect.
+    highest: Epoch,
     /// The incoming VMM; survives the daemon.
     pub vmm: Option<Vmm>,
     machine: Option<Target>,
@@ -72,6 +76,8 @@ impl TargetHost {
         Self {
             daemon: 1,
             up: true,
+            starts: 1,
+            highest: Epoch(0),
             vmm: None,
             machine: None,
             config: None,
@@ -109,11 +115,16 @@ impl World {
         let Some(mut machine) = self.target.machine.take() else { return };
         let mut actions = std::mem::take(&mut self.target.actions);
         trace!(self, "target {} <- {:?}", machine.state_name(), event);
+        let session = match &event {
+            TargetEvent::Message { session, .. } => usize::try_from(*session).ok(),
+            _ => None,
+        };
         let result = machine.handle(Instant(self.now), event, &mut actions);
         if let Err(illegal) = result {
             trace!(self, "target: {illegal}");
-            // A replayed offer may come at any time; nothing else may.
-            if self.options.mutation.is_none() && illegal.event != "Offer" {
+            // A replayed message may come at any time; nothing else may come out of place.
+            let replayed = session.is_some_and(|session| self.sessions[session].replayed);
+            if self.options.mutation.is_none() && illegal.event != "Offer" && !replayed {
                 self.violation(format!("target and source disagree: {illegal}"));
             }
         }
@@ -314,6 +325,7 @@ impl World {
             trace!(self, "REPLAY {message:?}");
             let mut session = Session::new(migration, attempt);
             session.source_open = false;
+            session.replayed = true;
             self.sessions.push(session);
             let session = self.sessions.len() - 1;
             self.message_to_target(session, message);
@@ -419,6 +431,8 @@ impl World {
             return;
         }
         self.target.up = true;
+        self.target.starts += 1;
+        self.target.highest = Epoch(0);
         trace!(self, "target mashined is back, VMM {:?}", self.target.vmm.as_ref().map(|v| v.phase));
         let keep =
             self.target.vmm_runs() && self.options.mutation != Some(Mutation::RestartDropsRunning);
@@ -479,7 +493,7 @@ impl World {
             self.respond(Response::Prepared { migration, ok: open });
             return;
         }
-        if config.epoch <= self.target.fenced {
+        if config.epoch <= self.target.fenced || config.epoch <= self.target.highest {
             self.respond(Response::Prepared { migration, ok: false });
             return;
         }
@@ -491,6 +505,7 @@ impl World {
             return;
         }
         self.target.daemon += 1;
+        self.target.highest = config.epoch;
         self.target.receivers.clear();
         self.target.accepted = None;
         self.target.console_end = 0;

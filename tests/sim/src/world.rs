@@ -71,8 +71,8 @@ pub enum Event {
     Restart { side: Side },
     /// The control plane looks at where it stands.
     ControlTick,
-    /// A command arrives.
-    Command { side: Side, request: Request },
+    /// A command arrives, on a connection with the start of the daemon that it was sent to.
+    Command { side: Side, daemon: u32, request: Request },
     /// An answer arrives.
     Answer { response: Response },
     /// A planned fault is due.
@@ -254,8 +254,14 @@ impl World {
             Event::Restart { side: Side::Source } => self.restart_source(),
             Event::Restart { side: Side::Target } => self.restart_target(),
             Event::ControlTick => self.control_tick(),
-            Event::Command { side: Side::Source, request } => self.command_source(request),
-            Event::Command { side: Side::Target, request } => self.command_target(request),
+            Event::Command { side: Side::Source, daemon, request } if daemon == self.source.starts => {
+                self.command_source(request);
+            }
+            Event::Command { side: Side::Target, daemon, request } if daemon == self.target.starts => {
+                self.command_target(request);
+            }
+            // It was sent to a daemon that is no more, on a connection that went with it.
+            Event::Command { .. } => {}
             Event::Answer { response } => self.control_answer(response),
             Event::Fault { index } => self.inject(index),
         }

@@ -123,7 +123,9 @@ impl Target {
     }
 
     /// Nothing of the old connection reaches memory any more: tells what is there.
-    pub(super) fn halted(&mut self, lanes: Vec<LanePoint>, out: &mut Actions) {
+    pub(super) fn halted(&mut self, mut lanes: Vec<LanePoint>, out: &mut Actions) {
+        // Lanes that were never opened got nowhere.
+        lanes.resize(self.lanes.len(), LanePoint::default());
         let resume = Resume { round: self.received, lanes, console_end: self.console_end };
         self.accept(Some(resume), out);
     }

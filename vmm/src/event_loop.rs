@@ -216,7 +216,7 @@ impl EventLoop {
             Reply::Refused { code: Code::WrongPhase, detail }.into()
         };
         if let Some(connection) = &mut self.connection {
-            connection.greeted |= hello;
+            connection.greeted |= matches!(answer.reply, Reply::Hello { .. });
         }
         self.quit |= answer.quit;
         self.send(&FromVmm::Reply { seq: message.seq, reply: answer.reply }, answer.descriptors);

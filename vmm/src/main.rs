@@ -18,6 +18,11 @@ fn main() -> ExitCode {
         );
         return ExitCode::from(2);
     };
+    // A thread that is gone would leave a machine that seems to run. A bug ends the process, and is seen.
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("mashine-vmm: bug: {panic}");
+        std::process::abort();
+    }));
     if let Err(error) = vmm::jail::enter() {
         eprintln!("mashine-vmm: privileges cannot be given up: {error}");
         return ExitCode::FAILURE;

@@ -18,6 +18,8 @@ use crate::phase::{Action, Custody};
 #[derive(Default)]
 pub struct Supervisor {
     custody: Custody,
+    /// Whether the guest's end has been told.
+    end_noticed: bool,
     machine: Option<Machine>,
 }
 
@@ -120,6 +122,7 @@ impl Supervisor {
         let reply = match (action, request) {
             (Action::Create, Request::Create(spec)) => self.create(spec, fds)?,
             (Action::Quit, _) => return Ok(Answer { quit: true, ..Reply::Done.into() }),
+            (_, Request::Hello { version: 0 }) => return Err(Refused::argument("there is no version 0")),
             (_, Request::Hello { version }) => {
                 Reply::Hello { version: version.min(VERSION), phase: self.custody.phase }
             }
@@ -182,20 +185,22 @@ impl Supervisor {
         Ok(Answer { descriptors, ..reply.into() })
     }
 
-    /// A vCPU has said that the guest ended. Gives the notice, unless a pause has found out before.
+    /// A vCPU has said that the guest ended. Gives the notice, once.
     pub fn guest_ended(&mut self) -> Option<FromVmm> {
         let machine = self.machine.as_mut()?;
         // A leftover wake-up: the event was counted already.
         let _drained = machine.ended_event().read();
         let end = machine.ended()?;
-        if self.custody.phase != Phase::Running {
-            return None;
+        if self.custody.phase == Phase::Running {
+            let end = match machine.collect() {
+                Ok(()) => end,
+                Err(error) => GuestEnd::Crash(format!("{end:?}, and then: {error}")),
+            };
+            self.custody = self.custody.guest_ended(end);
         }
-        let end = match machine.collect() {
-            Ok(()) => end,
-            Err(error) => GuestEnd::Crash(format!("{end:?}, and then: {error}")),
-        };
-        self.custody = self.custody.guest_ended(end.clone());
+        // A pause may have found out before.
+        let end = self.custody.ended.clone().filter(|_| !self.end_noticed)?;
+        self.end_noticed = true;
         Some(FromVmm::Notice(Notice::GuestEnded(end)))
     }
 }

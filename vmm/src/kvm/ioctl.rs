@@ -2,7 +2,7 @@
 
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1,
-    kvm_device_attr,
+    kvm_device_attr, kvm_dirty_log, kvm_dirty_log__bindgen_ty_1,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::errno;
@@ -10,14 +10,31 @@ use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 /// Request numbers. The macros make functions that cannot be documented one by one.
 #[allow(missing_docs)]
 mod number {
-    use super::{KVMIO, kvm_clear_dirty_log, kvm_device_attr};
+    use super::{KVMIO, kvm_clear_dirty_log, kvm_device_attr, kvm_dirty_log};
     use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
+    ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
     ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
     ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
     ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 }
-use number::{KVM_CLEAR_DIRTY_LOG, KVM_GET_DEVICE_ATTR, KVM_SET_DEVICE_ATTR};
+use number::{KVM_CLEAR_DIRTY_LOG, KVM_GET_DEVICE_ATTR, KVM_GET_DIRTY_LOG, KVM_SET_DEVICE_ATTR};
+
+/// Reads the dirty log of `slot`, which has `pages` pages, into `words`. (kvm-ioctls does it too, but into new memory each time, whose
+/// page faults would be part of the pause.)
+///
+/// # Errors
+/// The kernel's, or `EINVAL` when `words` is too short.
+pub fn dirty_log(vm: &VmFd, slot: u32, pages: u64, words: &mut [u64]) -> Result<(), errno::Error> {
+    if u64::try_from(words.len()).unwrap_or(0) < pages.div_ceil(64) {
+        return Err(errno::Error::new(libc::EINVAL));
+    }
+    let bitmap = kvm_dirty_log__bindgen_ty_1 { dirty_bitmap: words.as_mut_ptr().cast() };
+    let log = kvm_dirty_log { slot, padding1: 0, __bindgen_anon_1: bitmap };
+    // SAFETY: the kernel writes one bit for each page of the slot to `words`, which holds as many (checked above).
+    let done = unsafe { ioctl_with_ref(vm, KVM_GET_DIRTY_LOG(), &log) };
+    if done < 0 { Err(errno::Error::last()) } else { Ok(()) }
+}
 
 /// Clears the bits of `words` in the dirty log of `slot`, from page `first_page` of the slot on, and write-protects those
 /// pages again. `pages` is a multiple of 64 or reaches the end of the slot; `words` holds a bit for each.

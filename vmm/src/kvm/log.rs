@@ -22,6 +22,8 @@ pub struct DirtyLog {
     shared: Arc<DirtyBitmap>,
     /// Bits read from KVM and not yet published; empty while the log is off. RAM is a multiple of 2 MiB, so all words are whole.
     pending: Vec<u64>,
+    /// Room for what KVM says, kept so that it is in memory when a pause needs it.
+    scratch: Vec<u64>,
     pages: u64,
     on: bool,
 }
@@ -55,7 +57,7 @@ pub enum LogError {
 impl DirtyLog {
     /// A log that is off.
     pub const fn new(shared: Arc<DirtyBitmap>, pages: u64) -> Self {
-        Self { shared, pending: Vec::new(), pages, on: false }
+        Self { shared, pending: Vec::new(), scratch: Vec::new(), pages, on: false }
     }
 
     /// Whether it is on.
@@ -76,8 +78,10 @@ impl DirtyLog {
         self.on = on;
         self.shared.set_active(on);
         self.pending.clear();
+        self.scratch.clear();
         if on {
             self.pending.resize(words(self.pages), u64::MAX);
+            self.scratch.resize(words(self.pages), u64::MAX);
             self.shared.clear();
         }
         Ok(())
@@ -165,10 +169,11 @@ impl DirtyLog {
             return Err(LogError::Off);
         }
         for slot in ram.slots() {
-            let bytes = usize::try_from(slot.pages * wire::units::PAGE_BYTES).unwrap_or(usize::MAX);
-            let log = vm.fd.get_dirty_log(slot.number, bytes).attempt("reading the dirty log")?;
-            for (pending, logged) in self.pending[words(slot.first_page)..].iter_mut().zip(log) {
-                *pending |= logged;
+            let part = words(slot.first_page)..words(slot.first_page + slot.pages);
+            let logged = &mut self.scratch[part.clone()];
+            ioctl::dirty_log(&vm.fd, slot.number, slot.pages, logged).attempt("reading the dirty log")?;
+            for (pending, logged) in self.pending[part].iter_mut().zip(logged) {
+                *pending |= *logged;
             }
         }
         Ok(())

@@ -19,7 +19,7 @@ use super::*;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs `future` on a shard of its own, within the tests' patience.
-fn on_shard<T>(future: impl Future<Output = T> + 'static) -> T {
+fn on_shard<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
     crate::shards::run_here(async {
         let mut slot = None;
         glommio::timer::timeout(PATIENCE, async {

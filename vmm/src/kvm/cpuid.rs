@@ -6,6 +6,8 @@
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use wire::state::CpuidEntry;
 
+use super::features::WORDS;
+
 /// Subleaf matters (KVM_CPUID_FLAG_SIGNIFCANT_INDEX).
 const INDEXED: u32 = 1;
 const KVM_SIGNATURE: u32 = 0x4000_0000;
@@ -84,59 +86,27 @@ pub fn from_state(leaves: &[CpuidEntry]) -> Vec<kvm_cpuid_entry2> {
     leaves.iter().map(|e| kvm_cpuid_entry2 { flags: e.flags, ..entry(e.function, e.index, e.regs) }).collect()
 }
 
-/// A feature word of CPUID: leaf, subleaf, register, and what people call it.
-const FEATURE_WORDS: [(u32, u32, usize, &str); 10] = [
-    (1, 0, 2, "leaf 1 ecx"),
-    (1, 0, 3, "leaf 1 edx"),
-    (7, 0, 1, "leaf 7 ebx"),
-    (7, 0, 2, "leaf 7 ecx"),
-    (7, 0, 3, "leaf 7 edx"),
-    (7, 1, 0, "leaf 7.1 eax"),
-    (0xd, 1, 0, "leaf 0xd.1 eax"),
-    (0x8000_0001, 0, 2, "leaf 0x80000001 ecx"),
-    (0x8000_0001, 0, 3, "leaf 0x80000001 edx"),
-    (0x8000_0008, 0, 1, "leaf 0x80000008 ebx"),
-];
-/// Bits that mirror the OS's own settings instead of features: OSXSAVE in leaf 1, OSPKE in leaf 7.
-const fn state_bits(function: u32, register: usize) -> u32 {
-    match (function, register) {
-        (1, 2) => 1 << 27 | LEAF1_ECX_HYPERVISOR | LEAF1_ECX_TSC_DEADLINE | LEAF1_ECX_X2APIC,
-        (1, 3) => LEAF1_EDX_HTT,
-        (7, 2) => 1 << 4,
-        _ => 0,
-    }
-}
-
 /// A feature the guest was promised and this host's KVM does not have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "this host's CPU lacks a feature the guest uses: {word} bit {bit}; choose a host with the machine's CPU profile"
+    "this host lacks the CPU feature `{0}`, which the guest was promised; choose a host that fits the machine's CPU profile"
 )]
-pub struct MissingFeature {
-    /// The word of CPUID.
-    pub word: &'static str,
-    /// The bit in it.
-    pub bit: u32,
-}
+pub struct MissingFeature(pub String);
 
 /// Checks that `supported` has every feature that `wanted` promises.
 ///
 /// # Errors
 /// The first feature that is missing.
 pub fn check(wanted: &[CpuidEntry], supported: &CpuId) -> Result<(), MissingFeature> {
-    for (function, index, register, word) in FEATURE_WORDS {
-        let have = supported
-            .as_slice()
-            .iter()
-            .find(|e| e.function == function && e.index == index)
-            .map_or(0, |e| [e.eax, e.ebx, e.ecx, e.edx][register]);
-        let want = wanted
-            .iter()
-            .find(|e| e.function == function && e.index == index)
-            .map_or(0, |e| e.regs[register]);
-        let missing = want & !have & !state_bits(function, register);
+    for word in WORDS {
+        let (function, index, register) = (word.function, word.index, word.register);
+        let have = supported.as_slice().iter().find(|e| e.function == function && e.index == index);
+        let have = have.map_or(0, |e| [e.eax, e.ebx, e.ecx, e.edx][register]);
+        let want = wanted.iter().find(|e| e.function == function && e.index == index);
+        let want = want.map_or(0, |e| e.regs[register]);
+        let missing = want & !have & !word.not_features;
         if missing != 0 {
-            return Err(MissingFeature { word, bit: missing.trailing_zeros() });
+            return Err(MissingFeature(word.name(missing.trailing_zeros())));
         }
     }
     Ok(())
@@ -177,8 +147,10 @@ mod tests {
         let mut wanted = to_state(&for_vcpu(&supported(), 0, 1, 0));
         assert_eq!(check(&wanted, &supported()), Ok(()));
         wanted.iter_mut().find(|e| e.function == 7).unwrap().regs[1] |= 1 << 16;
-        let missing = check(&wanted, &supported()).unwrap_err();
-        assert_eq!((missing.word, missing.bit), ("leaf 7 ebx", 16));
+        assert_eq!(check(&wanted, &supported()), Err(MissingFeature("avx512f".to_owned())));
+        wanted.iter_mut().find(|e| e.function == 7).unwrap().regs[1] = 1 << 2;
+        let unnamed = check(&wanted, &supported()).unwrap_err();
+        assert_eq!(unnamed.0, "CPUID 0x7.0 ebx bit 2");
     }
 
     #[test]

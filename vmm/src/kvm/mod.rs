@@ -5,6 +5,7 @@
 
 pub mod caps;
 pub mod cpuid;
+pub mod features;
 pub mod ioctl;
 pub mod log;
 

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use rkyv::rancor::{Fallible, Source, fail};
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// Why a text is not the id it should be.
@@ -101,8 +102,8 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// A DNS label: the name of a host or of a machine.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize)]
+/// A DNS label: the name of a host or of a machine. Checked also when it comes out of an archive.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize)]
 #[rkyv(derive(Debug))]
 pub struct Label(String);
 
@@ -127,6 +128,19 @@ impl FromStr for Label {
             && bytes.first().copied().is_some_and(edge)
             && bytes.last().copied().is_some_and(edge);
         if ok { Ok(Self(text.to_owned())) } else { Err(ParseIdError::NotALabel(text.to_owned())) }
+    }
+}
+
+impl<D> Deserialize<Label, D> for ArchivedLabel
+where
+    D: Fallible + ?Sized,
+    D::Error: Source,
+{
+    fn deserialize(&self, _: &mut D) -> Result<Label, D::Error> {
+        match self.0.as_str().parse() {
+            Ok(label) => Ok(label),
+            Err(error) => fail!(error),
+        }
     }
 }
 
@@ -161,6 +175,16 @@ mod tests {
         ] {
             assert!(bad.parse::<MachineId>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_peer_cannot_smuggle_in_a_name() {
+        let bad = Label("../../etc/passwd".to_owned());
+        let bytes = rkyv::to_bytes::<rkyv::rancor::Error>(&bad).unwrap();
+        assert!(rkyv::from_bytes::<Label, rkyv::rancor::Error>(&bytes).is_err());
+        let good: Label = "host-a".parse().unwrap();
+        let bytes = rkyv::to_bytes::<rkyv::rancor::Error>(&good).unwrap();
+        assert_eq!(rkyv::from_bytes::<Label, rkyv::rancor::Error>(&bytes).unwrap(), good);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use rkyv::rancor::{Fallible, Source, fail};
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// Size of the page that dirty tracking and migration count in, in bytes.
@@ -50,8 +51,8 @@ impl fmt::Display for PageIndex {
     }
 }
 
-/// Size of a machine's RAM: a multiple of 2 MiB between [`RAM_BYTES_MIN`] and [`RAM_BYTES_MAX`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize)]
+/// Size of a machine's RAM: a multiple of 2 MiB between [`RAM_BYTES_MIN`] and [`RAM_BYTES_MAX`]. Checked also when it comes out of an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize)]
 #[rkyv(derive(Debug))]
 pub struct RamSize(u64);
 
@@ -88,6 +89,19 @@ impl RamSize {
     }
 }
 
+impl<D> Deserialize<RamSize, D> for ArchivedRamSize
+where
+    D: Fallible + ?Sized,
+    D::Error: Source,
+{
+    fn deserialize(&self, _: &mut D) -> Result<RamSize, D::Error> {
+        match RamSize::from_bytes(self.0.to_native()) {
+            Ok(size) => Ok(size),
+            Err(error) => fail!(error),
+        }
+    }
+}
+
 /// A point in virtual or real monotonic time, in microseconds from an arbitrary start. Protocol machines are told
 /// the time; they never ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -115,6 +129,8 @@ mod tests {
         assert_eq!(RamSize::from_bytes(1 << 30).unwrap().chunks(), 512);
         for bad in [0, 1, RAM_BYTES_MIN - 1, (1 << 30) + 4096, RAM_BYTES_MAX + CHUNK_BYTES, u64::MAX] {
             assert_eq!(RamSize::from_bytes(bad), Err(BadRamSize(bad)));
+            let bytes = rkyv::to_bytes::<rkyv::rancor::Error>(&RamSize(bad)).unwrap();
+            assert!(rkyv::from_bytes::<RamSize, rkyv::rancor::Error>(&bytes).is_err(), "{bad}");
         }
     }
 }

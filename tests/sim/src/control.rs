@@ -39,6 +39,13 @@ pub enum Standing {
     Stayed,
     /// The guest is dead.
     NoGuest,
+    /// Not known here, because another one is under way: a command that came late began it after all.
+    Other {
+        /// Which.
+        migration: MigrationId,
+        /// Its target's epoch.
+        to_epoch: Epoch,
+    },
     /// Not known here; the machine is, under this epoch.
     Unknown {
         /// The epoch.
@@ -75,6 +82,7 @@ enum Step {
 pub struct Control {
     step: Step,
     migration: MigrationId,
+    newest: u64,
     owner_epoch: Epoch,
     to_epoch: Epoch,
     highest: Epoch,
@@ -118,10 +126,12 @@ impl Control {
             retry_most_us: 30_000,
             switchover_us: rng.between(3_000, 60_000),
         };
-        let target = TargetLimits { expect_us: rng.between(50_000, 400_000), keep_us: rng.between(20_000, 300_000) };
+        let target =
+            TargetLimits { expect_us: rng.between(50_000, 400_000), keep_us: rng.between(20_000, 300_000) };
         Self {
             step: Step::Prepare,
             migration: MigrationId::from_u64(1),
+            newest: 1,
             owner_epoch: Epoch::FIRST,
             to_epoch: Epoch(2),
             highest: Epoch(2),
@@ -178,7 +188,8 @@ impl Control {
     }
 
     fn again(&mut self) {
-        self.migration = MigrationId::from_u64(self.migration.as_u64() + 1);
+        self.newest += 1;
+        self.migration = MigrationId::from_u64(self.newest);
         self.to_epoch = self.raise();
         self.doubt_since = None;
         self.unknown = 0;
@@ -188,7 +199,8 @@ impl Control {
 
     fn target_config(&self) -> TargetConfig {
         let (source, _) = self.hosts.clone();
-        let mut config = TargetConfig::new(self.migration, self.spec.clone(), self.to_epoch, source, self.lanes.1);
+        let mut config =
+            TargetConfig::new(self.migration, self.spec.clone(), self.to_epoch, source, self.lanes.1);
         config.limits = self.limits.1;
         config
     }
@@ -294,7 +306,9 @@ impl World {
                 let epoch = control.raise();
                 control.step = Step::Reclaim(epoch);
             }
-            (Step::Fence, Response::Owns { epoch }) if epoch == control.to_epoch => control.step = Step::TellOwns,
+            (Step::Fence, Response::Owns { epoch }) if epoch == control.to_epoch => {
+                control.step = Step::TellOwns
+            }
             (Step::FenceForDead, Response::Fenced { epoch }) if epoch == control.to_epoch => {
                 control.step = Step::Lost;
             }
@@ -330,6 +344,12 @@ impl World {
                 control.step = Step::Forget;
             }
             (Step::Watch, Standing::NoGuest) => control.step = Step::FenceForDead,
+            // First things first: that one is settled before another is begun.
+            (Step::Watch, Standing::Other { migration, to_epoch }) => {
+                control.migration = migration;
+                control.to_epoch = to_epoch;
+                control.doubt_since = None;
+            }
             (Step::Watch, Standing::Unknown { epoch }) => {
                 control.owner_epoch = epoch;
                 control.unknown += 1;

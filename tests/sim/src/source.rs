@@ -226,7 +226,10 @@ impl World {
     }
 
     fn read_console(&self, from: u64) -> ConsoleBytes {
-        ConsoleBytes { offset: from, bytes: (from..self.source.vmm.memory.console).map(serial_byte).collect() }
+        ConsoleBytes {
+            offset: from,
+            bytes: (from..self.source.vmm.memory.console).map(serial_byte).collect(),
+        }
     }
 
     fn source_reply(&mut self, reply: SourceReply) {
@@ -404,7 +407,11 @@ impl World {
             let version = self.source.vmm.memory.pages[index];
             let first = page_of(index);
             let run = WireRun { first: u32::try_from(first.0).unwrap_or(u32::MAX), count: 1 };
-            if version == 0 { batch.zero.push(run) } else { batch.content.push(run) }
+            if version == 0 {
+                batch.zero.push(run)
+            } else {
+                batch.content.push(run)
+            }
             runs.push(PageRun { first, count: 1 });
             pages.push((index, version));
         }
@@ -483,7 +490,7 @@ impl World {
         self.source.session = Some(self.sessions.len() - 1);
         self.source_event(SourceEvent::Connected { attempt });
         // Given up in the very moment it came up: the machine did not want it.
-        if !self.source.machine.as_ref().is_some_and(|m| m.attempt() == attempt) {
+        if self.source.machine.as_ref().is_none_or(|m| m.attempt() != attempt) {
             self.source.session = None;
         }
     }
@@ -660,6 +667,10 @@ impl World {
                 Some((_, Outcome::Succeeded(_))) => Standing::Moved,
                 Some((_, Outcome::Failed { code: RefusalCode::GuestEnded, .. })) => Standing::NoGuest,
                 _ => Standing::Stayed,
+            },
+            Some(machine) if !machine.ended() => match &self.source.config {
+                Some(other) => Standing::Other { migration: other.migration, to_epoch: other.to_epoch },
+                None => Standing::Moving,
             },
             _ => Standing::Unknown { epoch: self.source.vmm.epoch },
         }

@@ -250,7 +250,8 @@ impl World {
 
     fn load_state(&mut self, process: u32, round: u32, state: &[u8], fails: bool) -> Option<TargetEvent> {
         let stale = self.options.mutation == Some(Mutation::StaleState);
-        let vmm = self.target.vmm.as_mut().filter(|vmm| vmm.process == process && vmm.phase != Phase::Dead)?;
+        let vmm =
+            self.target.vmm.as_mut().filter(|vmm| vmm.process == process && vmm.phase != Phase::Dead)?;
         let cpu = state.try_into().map(u64::from_le_bytes);
         let (false, Ok(cpu), Phase::Created | Phase::Paused) = (fails, cpu, vmm.phase) else {
             return Some(TargetEvent::OperationFailed {
@@ -269,7 +270,8 @@ impl World {
 
     fn run_target(&mut self, process: u32, epoch: Epoch, fails: bool) -> Option<TargetEvent> {
         let console = self.target.console_end;
-        let vmm = self.target.vmm.as_mut().filter(|vmm| vmm.process == process && vmm.phase != Phase::Dead)?;
+        let vmm =
+            self.target.vmm.as_mut().filter(|vmm| vmm.process == process && vmm.phase != Phase::Dead)?;
         if !fails {
             vmm.memory.console = vmm.memory.console.max(console);
         }
@@ -434,8 +436,7 @@ impl World {
         self.target.starts += 1;
         self.target.highest = Epoch(0);
         trace!(self, "target mashined is back, VMM {:?}", self.target.vmm.as_ref().map(|v| v.phase));
-        let keep =
-            self.target.vmm_runs() && self.options.mutation != Some(Mutation::RestartDropsRunning);
+        let keep = self.target.vmm_runs() && self.options.mutation != Some(Mutation::RestartDropsRunning);
         if let Some(config) = self.target.config.clone().filter(|_| keep) {
             self.target.machine = Some(Target::recover(config));
             self.target_event(TargetEvent::Start);

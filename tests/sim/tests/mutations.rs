@@ -13,7 +13,8 @@ fn found(mutation: Mutation) -> Option<(u64, String)> {
 }
 
 fn expect(mutation: Mutation, words: &[&str]) {
-    let (seed, what) = found(mutation).unwrap_or_else(|| panic!("{mutation:?} was not found in {SEEDS} seeds"));
+    let (seed, what) =
+        found(mutation).unwrap_or_else(|| panic!("{mutation:?} was not found in {SEEDS} seeds"));
     println!("{mutation:?}: seed {seed}: {what}");
     assert!(words.iter().any(|word| what.contains(word)), "{mutation:?}, seed {seed}: {what}");
 }

@@ -153,9 +153,14 @@ impl Digest {
     }
 }
 
+/// Digest of a state archive, for [`ready_digest`].
+pub fn state_digest(state: &[u8]) -> u32 {
+    crc32c::crc32c(state)
+}
+
 /// Digest of all that a target must have before it is ready: the final round, what each lane carried in it, and the state.
-pub fn ready_digest(round: u32, lane_digests: impl IntoIterator<Item = u32>, state: &[u8]) -> u32 {
-    let start = crc32c::crc32c_append(crc32c::crc32c(state), &round.to_le_bytes());
+pub fn ready_digest(round: u32, lane_digests: impl IntoIterator<Item = u32>, state_digest: u32) -> u32 {
+    let start = crc32c::crc32c_append(state_digest, &round.to_le_bytes());
     lane_digests.into_iter().fold(start, |crc, lane| crc32c::crc32c_append(crc, &lane.to_le_bytes()))
 }
 

@@ -256,6 +256,18 @@ impl SourceMessage {
     }
 }
 
+/// Longest text of a peer that is kept, in bytes.
+const DETAIL_BYTES_MAX: usize = 512;
+
+/// A peer's text, cut to a length that fits a log line.
+pub(crate) fn clip(mut detail: String) -> String {
+    if let Some((at, _)) = detail.char_indices().find(|(at, c)| at + c.len_utf8() > DETAIL_BYTES_MAX) {
+        detail.truncate(at);
+        detail.shrink_to_fit();
+    }
+    detail
+}
+
 impl Message for SourceMessage {
     const KIND: Kind = Kind::Migration;
 }

@@ -8,7 +8,7 @@ use super::api::{Sent, SourceAction, SourceConfig, SourceEvent};
 use crate::fleet::{MigrationPhase, Outcome, Progress, RefusalCode, Timings};
 use crate::ids::Epoch;
 use crate::migration::convergence::{Convergence, Decision, Forecast};
-use crate::migration::messages::{Running, SourceMessage, TargetMessage};
+use crate::migration::messages::{Running, SourceMessage, TargetMessage, clip};
 use crate::units::{Instant, PAGE_BYTES};
 
 /// Switch-overs that may fail for want of a link before the migration does: each costs the guest a pause.
@@ -49,8 +49,8 @@ enum DirtyLog {
 struct Finishing {
     since: Instant,
     round: u32,
-    /// The archive's digest needs the lanes' digests, and the other way round: both are kept until the other is there.
-    state: Option<Vec<u8>>,
+    /// What is known so far; the machine is given away when all three are there and agree.
+    state_digest: Option<u32>,
     lane_digests: Option<Vec<u32>>,
     ready: Option<u32>,
 }
@@ -303,7 +303,7 @@ impl Source {
             ) => Ok(()),
             (State::Linking { .. }, TargetMessage::Accept(accept)) => self.accepted(now, &accept, out),
             (State::Linking { .. }, TargetMessage::Refuse { code, detail }) => {
-                self.end(Outcome::Failed { code, detail }, None, out);
+                self.end(Outcome::Failed { code, detail: clip(detail) }, None, out);
                 Ok(())
             }
             (State::InDoubt { .. }, TargetMessage::Abort { .. }) => {
@@ -319,7 +319,7 @@ impl Source {
             // The VMM may have recorded the disowning already: once that is known, the target's answer to Commit tells the same again.
             (State::Disowning { .. }, TargetMessage::Abort { .. }) => Ok(()),
             (_, TargetMessage::Abort { code, detail }) => {
-                self.end(Outcome::Failed { code, detail }, None, out);
+                self.end(Outcome::Failed { code, detail: clip(detail) }, None, out);
                 Ok(())
             }
             (

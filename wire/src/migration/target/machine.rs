@@ -6,8 +6,11 @@ mod receiving;
 use super::api::{TargetAction, TargetConfig, TargetEvent, TargetOperation, TargetOutcome};
 use crate::fleet::{MigrationStanding, RefusalCode};
 use crate::ids::Epoch;
-use crate::migration::messages::{Commit, LanePoint, Offer, SourceMessage, TargetMessage};
+use crate::migration::messages::{
+    Commit, ConsoleBytes, LanePoint, Offer, SourceMessage, TargetMessage, clip,
+};
 use crate::units::Instant;
+use crate::vmm::CONSOLE_RING_BYTES;
 
 /// Fences remembered while their answer is not known; the control plane sends one at a time.
 const FENCES_MAX: usize = 4;
@@ -47,7 +50,7 @@ struct Terms {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Finishing {
     round: u32,
-    state: Vec<u8>,
+    state_digest: u32,
     loaded: bool,
     routed: bool,
 }
@@ -219,9 +222,9 @@ impl Target {
             SourceMessage::Cancel => {
                 self.told_to_drop(RefusalCode::Cancelled, "cancelled by the source", out)
             }
-            SourceMessage::Abort { code, detail } => self.told_to_drop(code, &detail, out),
+            SourceMessage::Abort { code, detail } => self.told_to_drop(code, &clip(detail), out),
             SourceMessage::Console(console) => match self.state {
-                State::Receiving => {
+                State::Receiving if fits_ring(&console) => {
                     self.console_end = self.console_end.max(console.end());
                     out.push(TargetAction::WriteConsole(console));
                     Ok(())
@@ -230,7 +233,7 @@ impl Target {
                 _ => Err(self.broken("Console", out)),
             },
             SourceMessage::Final(last) => match self.state {
-                State::Receiving => self.finishing(last, out),
+                State::Receiving if fits_ring(&last.console) => self.finishing(last, out),
                 State::Discarding { .. } | State::Gone { .. } => Ok(()),
                 _ => Err(self.broken("Final", out)),
             },
@@ -320,4 +323,10 @@ impl Target {
         }
         illegal
     }
+}
+
+/// Whether the console can hold what came; no honest source sends more.
+fn fits_ring(console: &ConsoleBytes) -> bool {
+    console.bytes.len() as u64 <= CONSOLE_RING_BYTES
+        && console.offset.checked_add(CONSOLE_RING_BYTES).is_some()
 }

@@ -2,7 +2,7 @@
 
 use super::{Actions, Finishing, Link, Result, SWITCHOVERS_MAX, Source, State, Then};
 use crate::fleet::{Outcome, RefusalCode};
-use crate::migration::lane::ready_digest;
+use crate::migration::lane::{ready_digest, state_digest};
 use crate::migration::messages::{ConsoleBytes, Final, Running, SourceMessage};
 use crate::migration::source::SourceAction;
 use crate::units::Instant;
@@ -20,7 +20,7 @@ impl Source {
         self.round = self.round.saturating_add(1);
         let round = self.round;
         self.state =
-            State::Finishing(Finishing { since, round, state: None, lane_digests: None, ready: None });
+            State::Finishing(Finishing { since, round, state_digest: None, lane_digests: None, ready: None });
         out.push(SourceAction::SendFinal { round });
         let state_version = self.terms.map_or(self.config.state_versions.newest, |terms| terms.state_version);
         out.push(SourceAction::Save { console_from: self.console_end, state_version });
@@ -28,11 +28,11 @@ impl Source {
 
     pub(super) fn saved(&mut self, state: Vec<u8>, console: ConsoleBytes, out: &mut Actions) {
         let State::Finishing(finishing) = &mut self.state else { return };
-        if finishing.state.is_some() {
+        if finishing.state_digest.is_some() {
             return;
         }
         self.console_end = self.console_end.max(console.end());
-        finishing.state = Some(state.clone());
+        finishing.state_digest = Some(state_digest(&state));
         let round = finishing.round;
         out.push(SourceAction::Send(SourceMessage::Final(Final { round, state, console })));
     }
@@ -46,7 +46,7 @@ impl Source {
 
     pub(super) fn ready(&mut self, now: Instant, round: u32, digest: u32, out: &mut Actions) -> Result {
         match &mut self.state {
-            State::Finishing(f) if f.round == round && f.state.is_some() && f.ready.is_none() => {
+            State::Finishing(f) if f.round == round && f.state_digest.is_some() && f.ready.is_none() => {
                 f.ready = Some(digest);
                 self.settle(now, out)
             }
@@ -59,14 +59,14 @@ impl Source {
         let State::Finishing(Finishing {
             since,
             round,
-            state: Some(state),
+            state_digest: Some(state),
             lane_digests: Some(lanes),
             ready: Some(theirs),
         }) = &self.state
         else {
             return Ok(());
         };
-        if ready_digest(*round, lanes.iter().copied(), state) != *theirs {
+        if ready_digest(*round, lanes.iter().copied(), *state) != *theirs {
             return Err(self.broken("Ready with another digest", out));
         }
         let since = *since;

@@ -5,7 +5,7 @@ use super::{
     Terms,
 };
 use crate::fleet::RefusalCode;
-use crate::migration::lane::ready_digest;
+use crate::migration::lane::{ready_digest, state_digest};
 use crate::migration::messages::{Accept, Final, LANES_MAX, Resume, negotiate};
 use crate::units::Instant;
 
@@ -81,7 +81,10 @@ impl Target {
             return no(RefusalCode::Stale, "a later connection of this migration is known");
         }
         if self.terms.is_some_and(|before| before.incarnation != offer.incarnation) {
-            return no(RefusalCode::Stale, "the source was restarted since its first offer: begin a new migration");
+            return no(
+                RefusalCode::Stale,
+                "the source was restarted since its first offer: begin a new migration",
+            );
         }
         if offer.to_epoch != config.epoch || offer.epoch >= offer.to_epoch {
             return no(RefusalCode::Stale, "the epochs are not those that were announced");
@@ -169,28 +172,26 @@ impl Target {
         if !last.console.bytes.is_empty() {
             out.push(TargetAction::WriteConsole(last.console));
         }
-        out.push(TargetAction::LoadState { round: last.round, state: last.state.clone(), state_version });
+        let state_digest = state_digest(&last.state);
+        out.push(TargetAction::LoadState { round: last.round, state: last.state, state_version });
         out.push(TargetAction::InstallRoute { round: last.round });
         self.route = true;
-        self.state = State::Finishing(Finishing {
-            round: last.round,
-            state: last.state,
-            loaded: false,
-            routed: false,
-        });
+        self.state =
+            State::Finishing(Finishing { round: last.round, state_digest, loaded: false, routed: false });
         self.ready_if_complete(out);
         Ok(())
     }
 
     pub(super) fn ready_if_complete(&mut self, out: &mut Actions) {
-        let State::Finishing(Finishing { round, state, loaded: true, routed: true }) = &self.state else {
+        let State::Finishing(Finishing { round, state_digest, loaded: true, routed: true }) = &self.state
+        else {
             return;
         };
         let round = *round;
         if self.session.is_none() || self.lanes.iter().any(|lane| lane.round != round) {
             return;
         }
-        let digest = ready_digest(round, self.lanes.iter().map(|lane| lane.digest), state);
+        let digest = ready_digest(round, self.lanes.iter().map(|lane| lane.digest), *state_digest);
         self.state = State::Ready { round, digest };
         self.send(TargetMessage::Ready { round, digest }, out);
     }

@@ -7,12 +7,15 @@ mod common;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::host::{PATIENCE, Parts, Vmm, spec, wait_until};
 use common::net::{self, GUEST_IP4, GUEST_IP6};
 use common::{have_kvm, test_guest};
-use wire::vmm::{GuestEnd, Notice, Reply, Request};
+use wire::ids::Epoch;
+use wire::vmm::{Disowned, GuestEnd, Notice, Reply, Request};
 
 const RAM: u64 = 128 << 20;
 
@@ -125,6 +128,66 @@ fn connections_and_memory_survive_moves_between_processes() {
         drop((parts, vmm));
     });
 }
+
+/// Moves the machine to memory of its own, round by round, as a migration does.
+fn migrate(parts: &Parts, vmm: &mut Vmm, epoch: u64) -> (Parts, Vmm) {
+    let there = parts.elsewhere();
+    let mut target = Vmm::start();
+    assert_eq!(target.create(&there), Reply::Done);
+    vmm.must(Request::DirtyLog { on: true });
+    for _ in 0..4 {
+        vmm.ask(Request::DirtySync);
+        for first in (0..RAM / 4096).step_by(512) {
+            vmm.ask(Request::DirtyTake { first: wire::units::PageIndex(first), count: 512 });
+            parts.copy_pages(&parts.take_bitmap(), &there);
+        }
+    }
+    vmm.pause(true);
+    parts.copy_pages(&parts.take_bitmap(), &there);
+    target.must(Request::Restore(vmm.save()));
+    let migration = wire::ids::MigrationId::from_u64(epoch);
+    let host = "host-b".parse().unwrap();
+    vmm.must(Request::Disown(Disowned { epoch: Epoch(epoch), migration, target: host }));
+    target.run(epoch);
+    (there, target)
+}
+
+#[test]
+fn a_migration_by_copying_loses_no_page() {
+    let moves = std::env::var("MASHINE_TEST_MOVES").ok().and_then(|n| n.parse().ok()).unwrap_or(4);
+    MOVES.store(moves, Ordering::Relaxed);
+    with_guest(2, |mut parts, mut vmm| {
+        let mut echo = Session::open(GUEST_IP4, 7);
+        let mut control = Session::open(GUEST_IP4, 9);
+        control.command("populate entropy=100");
+        control.command("dirty rate=20000");
+        // Traffic all the while: the device writes into RAM too.
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let pinger = std::thread::spawn(move || {
+            let mut echoes = 0u32;
+            while !stopped.load(Ordering::Relaxed) {
+                echo.echo(&echoes.to_le_bytes().repeat(200));
+                echoes += 1;
+            }
+            echoes
+        });
+        for epoch in 2..2 + MOVES.load(Ordering::Relaxed) {
+            (parts, vmm) = migrate(&parts, &mut vmm, epoch);
+            let state = control.command("status");
+            assert!(!state.contains("\"pages_written\":0,"), "{state}");
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(pinger.join().unwrap() > 100);
+        control.command("dirty rate=0");
+        let verified = control.command("verify");
+        assert!(verified.contains("\"wrong\":0") && verified.contains("\"sum_ok\":true"), "{verified}");
+        drop((parts, vmm));
+    });
+}
+
+/// Moves in [`a_migration_by_copying_loses_no_page`]; more of them with `MASHINE_TEST_MOVES`.
+static MOVES: AtomicU64 = AtomicU64::new(4);
 
 #[test]
 fn an_interface_that_is_flooded_stays_alive() {

@@ -9,6 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::fs::MemfdFlags;
@@ -16,6 +17,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
 };
+use vmm::shm::SharedMapping;
 use wire::frame::{self, HEADER_BYTES, Header};
 use wire::ids::{Epoch, MachineId};
 use wire::units::RamSize;
@@ -99,14 +101,29 @@ impl Parts {
         out
     }
 
-    /// Takes all bits of the shared bitmap: the pages that are set. (Not atomic, so only for a stopped guest or one
-    /// whose writes are known.)
+    /// Takes all bits of the shared bitmap, as `mashined` does: the pages that were set.
     pub fn take_bitmap(&self) -> Vec<u64> {
-        let mut raw = vec![0; usize::try_from(self.spec.ram.pages() / 8).unwrap()];
-        self.dirty.read_exact_at(&mut raw, 0).unwrap();
-        self.dirty.write_all_at(&vec![0; raw.len()], 0).unwrap();
-        let bit = |page: &u64| raw[usize::try_from(page / 8).unwrap()] >> (page % 8) & 1 == 1;
+        let bytes = self.spec.ram.pages() / 8;
+        let shared = SharedMapping::new(&self.dirty, "dirty bitmap", bytes).unwrap();
+        let words: Vec<u64> =
+            shared.words().iter().map(|word| u64::from_le(word.swap(0, Ordering::AcqRel))).collect();
+        let bit = |page: &u64| words[usize::try_from(page / 64).unwrap()] >> (page % 64) & 1 == 1;
         (0..self.spec.ram.pages()).filter(bit).collect()
+    }
+
+    /// The same machine on another host: memory of its own, all zero.
+    pub fn elsewhere(&self) -> Self {
+        let tap = self.tap.as_ref().map(|tap| tap.try_clone().unwrap());
+        Self { tap, ..Self::new(self.spec.clone()) }
+    }
+
+    /// Copies pages to the machine's memory on the other host.
+    pub fn copy_pages(&self, pages: &[u64], to: &Self) {
+        let mut page = vec![0; 4096];
+        for number in pages {
+            self.ram.read_exact_at(&mut page, number * 4096).unwrap();
+            to.ram.write_all_at(&page, number * 4096).unwrap();
+        }
     }
 }
 

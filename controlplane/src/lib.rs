@@ -14,3 +14,5 @@ pub mod placement;
 pub mod rest;
 pub mod saga;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;

@@ -34,6 +34,15 @@ pub enum StoreError {
     /// The database failed.
     #[error("the store's database failed")]
     Database(#[source] Box<redb::Error>),
+    /// Its file cannot be made.
+    #[error("making the store {}", path.display())]
+    File {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A value cannot be read or written.
     #[error("the store's table `{table}`, key {key}")]
     Value {

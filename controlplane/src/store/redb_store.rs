@@ -43,13 +43,27 @@ pub struct RedbStore {
 }
 
 impl RedbStore {
-    /// Opens the file `path`, or makes it.
+    /// Opens the file `path`, or makes it. A database that is only half made cannot be told from a damaged one, so a new one is
+    /// made under another name and takes its place when it is whole.
     ///
     /// # Errors
     /// [`StoreError`] when it is in use by another process, damaged, or of a newer release.
     pub fn open(path: &Path, options: StoreOptions) -> Result<Self, StoreError> {
-        let database = Database::builder().set_cache_size(options.cache_bytes).create(path)?;
-        Self::prepare(database)
+        let mut builder = Database::builder();
+        builder.set_cache_size(options.cache_bytes);
+        let file = |source| StoreError::File { path: path.to_owned(), source };
+        if !path.try_exists().map_err(file)? {
+            let draft = path.with_extension("draft");
+            if draft.try_exists().map_err(file)? {
+                std::fs::remove_file(&draft).map_err(file)?;
+            }
+            drop(Self::prepare(builder.create(&draft)?)?);
+            std::fs::rename(&draft, path).map_err(file)?;
+            if let Some(directory) = path.parent() {
+                std::fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(file)?;
+            }
+        }
+        Self::prepare(builder.open(path)?)
     }
 
     /// Opens or makes a store on any backend; for tests that inject faults.

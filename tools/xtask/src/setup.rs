@@ -14,11 +14,11 @@ use crate::command;
 /// A program we call, and the Debian package that has it.
 const NEEDED: [(&str, &str); 4] = [("ip", "iproute2"), ("cc", "gcc"), ("make", "make"), ("ld", "binutils")];
 
-/// Locked memory each child may use: glommio registers its io_uring buffers, some MiB per shard. Debian's default is 8 MiB in all.
-const MEMLOCK_BYTES: u64 = 512 << 20;
+/// Locked memory each child gets, and the least it can do with: glommio registers io_uring buffers, some MiB per shard.
+const MEMLOCK_BYTES: (u64, u64) = (512 << 20, 8 << 20);
 
-/// Open files each child may have: sockets, memfds and devices of some hundred machines.
-const OPEN_FILES: u64 = 65_536;
+/// Open files each child gets, and the least it can do with: sockets, memfds and devices of some hundred machines.
+const OPEN_FILES: (u64, u64) = (65_536, 1024);
 
 /// Whether the machine can run virtual machines, and if not, why and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,28 +115,35 @@ pub fn user_behind_sudo() -> Option<u32> {
 /// Set when we run under our own sudo.
 const REEXECUTED: &str = "MASHINES_XTASK_UNDER_SUDO";
 
-/// Raises the limits that children inherit.
+/// Raises the limits that children inherit, as far as this machine lets us.
 ///
 /// # Errors
-/// When a limit is too low and may not be raised.
+/// When a limit is below what the programs can do with and may not be raised.
 pub fn limits() -> Result<()> {
     raise(Resource::Memlock, MEMLOCK_BYTES, "locked memory (memlock)")?;
     raise(Resource::Nofile, OPEN_FILES, "open files (nofile)")
 }
 
-fn raise(resource: Resource, wanted: u64, name: &str) -> Result<()> {
+fn raise(resource: Resource, (wanted, least): (u64, u64), name: &str) -> Result<()> {
     let now = getrlimit(resource);
     // `None` is "no limit".
-    let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= wanted);
-    if enough(now.current) {
+    let reaches = |limit: Option<u64>, number: u64| limit.is_none_or(|limit| limit >= number);
+    if reaches(now.current, wanted) {
         return Ok(());
     }
-    let maximum = if enough(now.maximum) { now.maximum } else { Some(wanted) };
-    setrlimit(resource, Rlimit { current: Some(wanted), maximum }).with_context(|| {
-        format!(
-            "raising the limit of {name} to {wanted}: raise it in /etc/security/limits.conf or run as root"
-        )
-    })
+    let maximum = if reaches(now.maximum, wanted) { now.maximum } else { Some(wanted) };
+    if setrlimit(resource, Rlimit { current: Some(wanted), maximum }).is_ok() {
+        return Ok(());
+    }
+    // Containers often keep even root below the hard limit: take all there is.
+    if !reaches(now.maximum, least) {
+        bail!(
+            "the limit of {name} is {:?} and {least} are needed: raise it in /etc/security/limits.conf, or in the container's settings",
+            now.maximum
+        );
+    }
+    setrlimit(resource, Rlimit { current: now.maximum, maximum: now.maximum })
+        .with_context(|| format!("raising the limit of {name} to {:?}", now.maximum))
 }
 
 /// Looks for the devices a VMM needs.

@@ -20,6 +20,7 @@ use quinn_proto::{ConnectionHandle, DatagramEvent, Incoming, Transmit};
 
 use super::Connection;
 use super::endpoint::{Core, server_config};
+use super::pool::Pool;
 use super::shared::{Phase, Shared};
 use super::socket::{RECEIVE_BYTES_MAX, Received, Sent};
 
@@ -41,7 +42,9 @@ type Pending = Pin<Box<dyn Future<Output = ()>>>;
 
 pub(super) struct Driver {
     core: Rc<Core>,
+    /// What is received into.
     block: BytesMut,
+    blocks: Pool,
     /// Where packets are made before they are sent.
     outgoing: Vec<u8>,
     /// What did not fit into the send buffer: the rest goes out when the first datagram of it has.
@@ -55,9 +58,13 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new(core: Rc<Core>) -> Self {
+        // What peers may have in flight to one connection bounds what readers can hold on to.
+        let window = usize::try_from(core.options.receive_window_bytes).unwrap_or(usize::MAX);
+        let mut blocks = Pool::new(BLOCK_BYTES, window / BLOCK_BYTES + 4);
         Self {
             core,
-            block: BytesMut::with_capacity(BLOCK_BYTES),
+            block: blocks.take(),
+            blocks,
             outgoing: Vec::with_capacity(RECEIVE_BYTES_MAX),
             blocked: None,
             readable: None,
@@ -100,7 +107,8 @@ impl Driver {
     fn receive(&mut self) -> std::io::Result<usize> {
         for count in 0..RECEIVES_PER_TURN {
             if self.block.capacity() - self.block.len() < RECEIVE_BYTES_MAX {
-                self.block = BytesMut::with_capacity(BLOCK_BYTES);
+                let full = std::mem::replace(&mut self.block, self.blocks.take());
+                self.blocks.give(full);
             }
             let Some(received) = self.core.socket.try_receive(&mut self.block)? else { return Ok(count) };
             let data = self.block.split_to(received.bytes);

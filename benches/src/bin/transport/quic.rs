@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use bytes::{Bytes, BytesMut};
-use dataplane::quic::{Connection, Endpoint, TransportOptions};
+use bytes::BytesMut;
+use dataplane::quic::{Connection, Endpoint, Pool, TransportOptions};
 use dataplane::shards;
 use pki::{Kind, PeerIdentity, Trust};
 
@@ -116,9 +116,12 @@ async fn give(
         let base = lane * (REGION / streams);
         let share = bytes / streams;
         lanes.push(glommio::spawn_local(async move {
+            let mut pool = Pool::new(BATCH, 32);
             for at in (0..share).step_by(BATCH) {
-                let batch = copy_pages(&memory, base + at, BATCH.min(share - at));
-                stream.write_chunk(batch).await?;
+                let mut block = pool.take();
+                copy_pages(&memory, base + at, BATCH.min(share - at), &mut block);
+                stream.write_chunk(block.split().freeze()).await?;
+                pool.give(block);
             }
             stream.finish()
         }));
@@ -132,11 +135,9 @@ async fn give(
 }
 
 /// Guest memory changes under our hands, so its pages are copied once.
-fn copy_pages(memory: &[u8], at: usize, bytes: usize) -> Bytes {
-    let mut batch = BytesMut::with_capacity(bytes);
+fn copy_pages(memory: &[u8], at: usize, bytes: usize, block: &mut BytesMut) {
     for page in (at..at + bytes).step_by(PAGE) {
         let from = page % REGION;
-        batch.extend_from_slice(&memory[from..from + PAGE.min(at + bytes - page)]);
+        block.extend_from_slice(&memory[from..from + PAGE.min(at + bytes - page)]);
     }
-    batch.freeze()
 }

@@ -72,7 +72,10 @@ pub fn run(options: &Options, binaries: Binaries, say: &dyn Fn(&str)) -> Result<
     }
     let baseline = Baseline::take();
     let mut result = DemoResult { dirty_pages_per_s: options.dirty, ..DemoResult::default() };
-    let shown = demonstrate(options, binaries, say, &mut result);
+    let mut faults = Vec::new();
+    if let Err(error) = demonstrate(options, binaries, say, &mut result, &mut faults) {
+        faults.push(format!("{error:#}"));
+    }
     result.leaks = baseline.leaks(&options.fleet);
     say(&format!(
         "{:>9}  taken down; left behind: {}",
@@ -82,24 +85,15 @@ pub fn run(options: &Options, binaries: Binaries, say: &dyn Fn(&str)) -> Result<
             leaks => leaks.join(", "),
         }
     ));
-    let faults = faults(&result, shown.err());
+    if result.pages_wrong > 0 {
+        faults.push(format!("{} pages of the guest are wrong", result.pages_wrong));
+    }
+    faults.extend(result.leaks.iter().map(|leak| format!("left behind: {leak}")));
     result.ok = faults.is_empty();
     for fault in faults {
         say(&format!("FAILED: {fault}"));
     }
     Ok(result)
-}
-
-/// What is not as it should be.
-fn faults(result: &DemoResult, error: Option<anyhow::Error>) -> Vec<String> {
-    let mut faults: Vec<String> = error.into_iter().map(|error| format!("{error:#}")).collect();
-    if result.pages_wrong > 0 {
-        faults.push(format!("{} pages of the guest are wrong", result.pages_wrong));
-    }
-    if !result.leaks.is_empty() {
-        faults.push(format!("left behind: {}", result.leaks.join(", ")));
-    }
-    faults
 }
 
 /// A line of the timeline, with the time since the start of the demo.
@@ -119,6 +113,7 @@ fn demonstrate(
     binaries: Binaries,
     say: &dyn Fn(&str),
     result: &mut DemoResult,
+    faults: &mut Vec<String>,
 ) -> Result<()> {
     let timeline = Timeline { begun: Instant::now(), say };
     let ram_limit = options.memory.saturating_add(RAM_SPARE_BYTES).to_string();
@@ -148,8 +143,8 @@ fn demonstrate(
     let watch = Watch::start(fleet.name(), Commands::connect(&client, address)?)?;
     timeline.tell("client echoes over one TCP connection every millisecond");
     let moved = migrate_to_and_fro(&fleet, options, &timeline, &mut commands, &echo, result);
-    let observed = observe_end(echo, watch, &timeline, result);
-    moved.and(observed)?;
+    faults.extend(observe_end(echo, watch, &timeline, result));
+    moved?;
 
     let _: Done = commands.ask("shutdown")?;
     fleet.down()
@@ -257,8 +252,8 @@ fn report(
     })
 }
 
-/// Ends the observers; what they saw goes into the result.
-fn observe_end(echo: Echo, watch: Watch, timeline: &Timeline<'_>, result: &mut DemoResult) -> Result<()> {
+/// Ends the observers; what they saw goes into the result. Returns what must not be.
+fn observe_end(echo: Echo, watch: Watch, timeline: &Timeline<'_>, result: &mut DemoResult) -> Vec<String> {
     let (verdict, seen) = (echo.finish(), watch.finish());
     result.tcp_broken = verdict.broken.is_some();
     result.packets_lost = u64::from(verdict.packets_lost);
@@ -270,13 +265,8 @@ fn observe_end(echo: Echo, watch: Watch, timeline: &Timeline<'_>, result: &mut D
         verdict.packets_lost,
         if result.uptime_unchanged { "went on unchanged" } else { "WRONG" },
     ));
-    if let Some(why) = seen.two_copies {
-        bail!("{why}");
-    }
-    if let Some(why) = seen.uptime_wrong {
-        bail!("{why}");
-    }
-    verdict.broken.map_or(Ok(()), |why| Err(anyhow!("the echo connection broke: {why}")))
+    let broken = verdict.broken.map(|why| format!("the echo connection broke: {why}"));
+    [seen.two_copies, seen.uptime_wrong, broken].into_iter().flatten().collect()
 }
 
 /// Lets time pass, unless we are asked to end.

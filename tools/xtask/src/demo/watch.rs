@@ -22,8 +22,8 @@ const SAMPLES_PER_SEARCH: u32 = 10;
 const PACE: Duration = Duration::from_millis(10);
 /// Clocks of guest and client may differ by this share, in parts per thousand: the guest knows its TSC's frequency by a calibration.
 const DRIFT_PERMILLE_MAX: u64 = 5;
-/// And by this much in any case: the answer's way through a busy machine, in microseconds.
-const CLOCK_SLACK_US: u64 = 100_000;
+/// Rounding of both clocks, in microseconds.
+const CLOCK_GRAIN_US: u64 = 1000;
 /// Guest time is counted in ticks; one may be booked late.
 const TICKS_LATE_MAX: u64 = 1;
 
@@ -74,20 +74,44 @@ impl Watch {
 
 /// Asks the guest for its counters until told to stop; an error is what must not be.
 fn watch_counters(mut guest: Commands, stop: &AtomicBool) -> Result<()> {
-    let first: Status = guest.ask("status")?;
-    let begun = Instant::now();
-    let mut last = first.clone();
+    let first = Answer::ask(&mut guest)?;
+    let mut last = first.status.clone();
     while !stop.load(Ordering::Relaxed) {
         std::thread::sleep(PACE);
-        let now: Status = guest.ask("status")?;
-        compare(&last, &now)?;
-        let (own, guests) = (u64::try_from(begun.elapsed().as_micros())?, now.uptime_us - first.uptime_us);
-        if own.abs_diff(guests) > CLOCK_SLACK_US + own * DRIFT_PERMILLE_MAX / 1000 {
-            bail!("{own} us passed here and {guests} us in the guest");
-        }
-        last = now;
+        let now = Answer::ask(&mut guest)?;
+        compare(&last, &now.status)?;
+        now.agrees_with_our_clock(&first)?;
+        last = now.status;
     }
     Ok(())
+}
+
+/// What the guest said, and between which moments it must have looked at its clock.
+struct Answer {
+    asked: Instant,
+    answered: Instant,
+    status: Status,
+}
+
+impl Answer {
+    fn ask(guest: &mut Commands) -> Result<Self> {
+        let asked = Instant::now();
+        let status = guest.ask("status")?;
+        Ok(Self { asked, answered: Instant::now(), status })
+    }
+
+    /// As much time must have passed in the guest as here, within what the answers' ways leave open.
+    fn agrees_with_our_clock(&self, first: &Self) -> Result<()> {
+        let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let least = us(self.asked.saturating_duration_since(first.answered));
+        let most = us(self.answered.saturating_duration_since(first.asked));
+        let guests = self.status.uptime_us.saturating_sub(first.status.uptime_us);
+        let drift = most * DRIFT_PERMILLE_MAX / 1000 + CLOCK_GRAIN_US;
+        if guests + drift < least || guests > most + drift {
+            bail!("{least} to {most} us passed here and {guests} us in the guest");
+        }
+        Ok(())
+    }
 }
 
 fn compare(earlier: &Status, later: &Status) -> Result<()> {
@@ -176,6 +200,25 @@ mod tests {
         assert!(compare(&before, &status("a", 200, 8)).is_ok());
         for bad in [status("b", 200, 8), status("a", 99, 8), status("a", 200, 6)] {
             assert!(compare(&before, &bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn time_that_the_guest_lost_or_gained_is_seen() {
+        let start = Instant::now();
+        let answer = |asked_ms: u64, answered_ms: u64, uptime_us: u64| Answer {
+            asked: start + Duration::from_millis(asked_ms),
+            answered: start + Duration::from_millis(answered_ms),
+            status: status("a", uptime_us, 0),
+        };
+        let first = answer(0, 10, 5_000_000);
+        for right in
+            [answer(1010, 1020, 6_010_000), answer(1010, 3000, 7_900_000), answer(1010, 3000, 6_000_000)]
+        {
+            right.agrees_with_our_clock(&first).unwrap();
+        }
+        for wrong in [answer(1010, 1020, 5_900_000), answer(1010, 1020, 6_100_000), answer(1010, 1020, 0)] {
+            assert!(wrong.agrees_with_our_clock(&first).is_err());
         }
     }
 

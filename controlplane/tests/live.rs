@@ -72,7 +72,8 @@ impl Fleet {
         let world = World::new(&names, 4 << 30);
         let join = |host: &HostName| FakeHost::start(&world, host, host.as_str(), &ca, running.hosts).unwrap();
         let hosts = names.iter().map(join).collect();
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        // An idle connection would keep the control plane of before a restart alive.
+        let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
         let fleet = Self { ca, world, hosts, directory, running: Some(running), http };
         fleet.hosts_are("online", names.len()).await;
         fleet
@@ -288,7 +289,8 @@ async fn twenty_machines_move_at_once_and_the_control_plane_is_killed_meanwhile(
     assert!(pending >= 12, "only {pending} wait, though each host takes 4 at once");
     fleet.restart().await;
     for migration in &migrations {
-        assert_eq!(fleet.ended(migration).await["phase"], "succeeded");
+        let ended = fleet.ended(migration).await;
+        assert_eq!(ended["phase"], "succeeded", "{ended}");
     }
     for (at, id) in ids.iter().enumerate() {
         let target = if at % 2 == 0 { "b" } else { "a" };

@@ -63,7 +63,7 @@ pub(super) struct Link {
 #[derive(Debug)]
 pub(super) struct HostRuntime {
     pub(super) link: Option<Link>,
-    /// When it was last heard of, or when the control plane started, in monotonic milliseconds.
+    /// When it was last heard of, in monotonic milliseconds; before that, until when it has to join after a start.
     pub(super) last_heard_mono_ms: u64,
     /// Whether it was heard of at all since then.
     pub(super) heard: bool,
@@ -76,7 +76,7 @@ pub(super) struct HostRuntime {
 }
 
 impl HostRuntime {
-    /// A host on record that has not been heard of yet.
+    /// A host on record that has not been heard of yet. It counts as heard of at `mono_ms`, which may lie ahead.
     pub(super) fn known(mono_ms: u64) -> Self {
         Self {
             link: None,

@@ -72,6 +72,8 @@ pub struct Config {
     pub default_kernel: Option<String>,
     /// How often hosts send heartbeats, in milliseconds; silent for three of them they count as lost.
     pub heartbeat_ms: u32,
+    /// After a start of the control plane: how long known hosts have to dial in before they can count as lost, in milliseconds.
+    pub join_ms: u64,
     /// Migrations that one host takes part in at once; more wait.
     pub migrations_per_host: usize,
     /// vCPUs that a host takes per physical CPU.
@@ -90,6 +92,7 @@ impl Default for Config {
             pools: Pools::default(),
             default_kernel: None,
             heartbeat_ms: 1000,
+            join_ms: 15_000,
             migrations_per_host: 4,
             vcpus_per_cpu: 16,
             forward_ms: 2000,
@@ -136,8 +139,9 @@ impl Core {
         let dispatch = Dispatch::new(model.meta().generation, &model);
         let unfinished = model.migrations().filter(|m| !m.state.is_ended()).map(|m| m.id).collect();
         let mut hosts = BTreeMap::new();
+        let join_by = now.mono_ms.saturating_add(config.join_ms);
         for record in model.hosts() {
-            hosts.insert(record.name.clone(), HostRuntime::known(now.mono_ms));
+            hosts.insert(record.name.clone(), HostRuntime::known(join_by));
         }
         let mut core = Self {
             store,

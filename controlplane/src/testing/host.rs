@@ -18,6 +18,9 @@ use crate::hosts::frames::{read, write};
 /// How often the host looks for something to do or to say.
 const TURN: Duration = Duration::from_millis(10);
 
+/// A control plane that is being restarted does not answer; the next attempt may find it.
+const DIAL_TIMEOUT: Duration = Duration::from_millis(500);
+
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// One host of a [`World`], dialling in again whenever its link breaks. Ends when dropped.
@@ -101,7 +104,8 @@ async fn serve(
     name: &HostName,
     delay: watch::Receiver<Duration>,
 ) -> Result<(), Option<String>> {
-    let (mut send, mut receive) = dial(endpoint, control, name).await.map_err(|_| None)?;
+    let dialled = tokio::time::timeout(DIAL_TIMEOUT, dial(endpoint, control, name)).await;
+    let (mut send, mut receive) = dialled.map_err(|_| None)?.map_err(|_| None)?;
     let heartbeat = match read::<ToHost>(&mut receive).await {
         Ok(Some((_, ToHost::Welcome { heartbeat_ms, .. }))) => Duration::from_millis(heartbeat_ms.into()),
         Ok(Some((_, ToHost::Rejected { detail }))) => return Err(Some(detail)),

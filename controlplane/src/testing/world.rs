@@ -408,6 +408,7 @@ impl Host {
             }
             Some(_) => {
                 self.machines.remove(&machine);
+                self.incoming.retain(|_, (id, at)| *id != machine || *at > epoch);
                 self.outgoing.retain(|_, outgoing| outgoing.machine != machine);
                 Answer::Done
             }

@@ -123,6 +123,9 @@ impl Endpoint {
 
     /// Connects to the fleet member `peer` at `addr`. Completes when the peer has proved to be `peer`.
     ///
+    /// Whether the peer accepts *us* it decides a moment later: a refusal ends the connection that this
+    /// returns (see [`Connection::closed`]), so treat the peer's first answer as the proof.
+    ///
     /// A peer that does not answer fails it after the idle timeout; drop the future to give up sooner.
     ///
     /// # Errors

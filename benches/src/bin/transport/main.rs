@@ -8,6 +8,7 @@
 //! Run with: `cargo run --release -p benches --bin transport`
 
 mod quic;
+mod relay;
 mod tcp;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
 use pki::{FleetCa, Kind, Trust};
+use relay::{Link, Relay};
 use serde::{Deserialize, Serialize};
 
 /// Guest page.
@@ -43,6 +45,13 @@ struct Arguments {
     /// Only these scenarios: tcp, tls, or a datagram size such as 8952.
     #[arg(long, value_delimiter = ',', default_value = "tcp,tls,1452,8952,65507")]
     scenarios: Vec<String>,
+    /// Puts a relay between the ends (not for tcp and tls) that holds datagrams back this long in each
+    /// direction. Copying them costs CPU: goodput is then about round trips and loss, not speed.
+    #[arg(long, default_value_t = 0)]
+    delay_us: u64,
+    /// Has the relay lose this many of a thousand datagrams in each direction.
+    #[arg(long, default_value_t = 0)]
+    loss_per_mille: u64,
     /// One JSON object on stdout instead of a table.
     #[arg(long)]
     json: bool,
@@ -87,6 +96,8 @@ struct Report {
     mebibytes: usize,
     runs: usize,
     streams: usize,
+    delay_us: u64,
+    loss_per_mille: u64,
     /// Median of each figure by itself.
     scenarios: Vec<(String, Run)>,
 }
@@ -163,6 +174,8 @@ fn measure(arguments: &Arguments) -> anyhow::Result<()> {
         mebibytes: arguments.mebibytes,
         runs: arguments.runs,
         streams: arguments.streams,
+        delay_us: arguments.delay_us,
+        loss_per_mille: arguments.loss_per_mille,
         scenarios: results.into_iter().map(|(name, runs)| (name, median(&runs))).collect(),
     };
     if arguments.json {
@@ -186,7 +199,16 @@ fn scenario(name: &str, ca: &FleetCa, arguments: &Arguments, core: usize) -> any
     let (cost, mtu, packets_lost) = match protocol {
         Protocol::Tcp => (tcp::send(None, receiver.address, bytes)?, 0, 0),
         Protocol::Tls => (tcp::send(Some(&trust), receiver.address, bytes)?, 0, 0),
-        Protocol::Quic => quic::send(&trust, receiver.address, bytes, arguments.streams, mtu)?,
+        Protocol::Quic => {
+            let link = Link {
+                delay: Duration::from_micros(arguments.delay_us),
+                loss_per_mille: arguments.loss_per_mille,
+            };
+            let lossy = !link.delay.is_zero() || link.loss_per_mille > 0;
+            let relay = lossy.then(|| Relay::start(receiver.address, link)).transpose()?;
+            let address = relay.as_ref().map_or(receiver.address, |relay| relay.address);
+            quic::send(&trust, address, bytes, arguments.streams, mtu)?
+        }
     };
     let theirs = receiver.cost()?;
     let mebibytes = f64::from(u32::try_from(arguments.mebibytes)?);

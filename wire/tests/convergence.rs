@@ -12,7 +12,14 @@ fn policy() -> Policy {
 
 /// Plays rounds against a guest that dirties `dirty_per_s` pages of a working set of `hot` pages, over a link of
 /// `bytes_per_s`. Returns the number of rounds, the last prediction, and whether it stalled on the way.
-fn play(policy: Policy, ram_pages: u64, hot: u64, dirty_per_s: u64, bytes_per_s: u64, most: u32) -> (u32, u64, bool) {
+fn play(
+    policy: Policy,
+    ram_pages: u64,
+    hot: u64,
+    dirty_per_s: u64,
+    bytes_per_s: u64,
+    most: u32,
+) -> (u32, u64, bool) {
     let mut convergence = Convergence::new(policy);
     let (mut pages, mut stalled) = (ram_pages, false);
     for round in 1..=most {
@@ -65,8 +72,7 @@ fn a_bad_moment_is_waited_out() {
     convergence.round_sent(GIB, 1_000_000);
     // The best prediction is that of round 2; from then on it gets no better.
     let pages = [20_000, 10_000, 12_000, 11_800, 30_000, 12_100];
-    let decisions: Vec<_> =
-        (1..).zip(pages).map(|(round, pages)| convergence.decide(round, pages)).collect();
+    let decisions: Vec<_> = (1..).zip(pages).map(|(round, pages)| convergence.decide(round, pages)).collect();
     assert_eq!(decisions[..5], [Decision::NextRound; 5], "{decisions:?}");
     assert_eq!(decisions[5], Decision::Switchover);
 }

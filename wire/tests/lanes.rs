@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use rkyv::rancor;
 use rkyv::util::AlignedVec;
 use wire::migration::lane::{
-    ArchivedBatch, ArchivedLaneRecord, BATCH_RUNS_MAX, Batch, LaneError, LaneReceiver, LaneRecord, LaneSender,
-    RoundEnd, WireRun,
+    ArchivedBatch, ArchivedLaneRecord, BATCH_RUNS_MAX, Batch, LaneError, LaneReceiver, LaneRecord,
+    LaneSender, RoundEnd, WireRun,
 };
 use wire::migration::ledger::Ledger;
 use wire::migration::messages::{LanePoint, Resume};
@@ -61,7 +61,10 @@ fn what_breaks_a_rule_is_not_taken() {
     assert_eq!(take(0, 1, &[at(9, 1), at(8, 1)], &[], 2 * page), run(8, 1), "out of order");
     assert_eq!(take(0, 1, &[at(8, 2), at(9, 1)], &[], 3 * page), run(9, 1), "twice");
     assert_eq!(take(0, 1, &[at(8, 4)], &[at(11, 2)], 4 * page), Err(LaneError::Overlap(PageIndex(11))));
-    assert_eq!(take(0, 1, &[at(0, 1)], &[], page - 1), Err(LaneError::Payload { payload: page - 1, pages: 1 }));
+    assert_eq!(
+        take(0, 1, &[at(0, 1)], &[], page - 1),
+        Err(LaneError::Payload { payload: page - 1, pages: 1 })
+    );
     assert_eq!(take(0, 1, &[], &[at(0, 1)], page), Err(LaneError::Payload { payload: page, pages: 0 }));
     let two_chunks = [at(0, 512), at(512, 1)];
     assert!(matches!(take(0, 1, &two_chunks, &[], 513 * page), Err(LaneError::TooLarge { pages: 513, .. })));

@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use wire::pages::{
-    Lane, PageRun, PageSet, chunks_of, lane_of, runs_in, split_at_chunks, words_of,
-};
+use wire::pages::{Lane, PageRun, PageSet, chunks_of, lane_of, runs_in, split_at_chunks, words_of};
 use wire::units::{CHUNK_PAGES, PageIndex};
 
 const BOUND: u64 = 300;
@@ -54,7 +52,9 @@ fn apply(op: &Op, set: &mut PageSet, model: &mut BTreeSet<u64>) {
         Op::InsertWord(word, bits) => {
             set.insert_word(word, bits);
             let base = word as u64 * 64;
-            model.extend((0..64).filter(|bit| bits >> bit & 1 == 1).map(|bit| base + bit).filter(|&p| p < BOUND));
+            model.extend(
+                (0..64).filter(|bit| bits >> bit & 1 == 1).map(|bit| base + bit).filter(|&p| p < BOUND),
+            );
         }
         Op::Clear => {
             set.clear();

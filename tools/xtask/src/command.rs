@@ -1,12 +1,12 @@
 //! Running other programs: what they said goes into the error, so that a failed step explains itself.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
@@ -29,6 +29,36 @@ pub fn read(command: &mut Command) -> Result<String> {
         bail!("`{}` failed ({}): {}", shown(command), output.status, said.trim());
     }
     String::from_utf8(output.stdout).with_context(|| format!("output of `{}`", shown(command)))
+}
+
+/// As [`read`], with each line of stderr told as it comes.
+///
+/// # Errors
+/// As [`read`]; the lines that were told are not repeated in the error.
+pub fn read_told(command: &mut Command, mut tell: impl FnMut(&str)) -> Result<String> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting `{}`", shown(command)))?;
+    let (Some(errors), Some(mut output)) = (child.stderr.take(), child.stdout.take()) else {
+        bail!("no pipe from `{}`", shown(command));
+    };
+    // What it prints on stdout may be more than a pipe holds, so somebody must read it meanwhile.
+    let reading = std::thread::spawn(move || {
+        let mut text = String::new();
+        output.read_to_string(&mut text).map(|_| text)
+    });
+    for line in BufReader::new(errors).lines() {
+        tell(&line.with_context(|| format!("reading from `{}`", shown(command)))?);
+    }
+    let status = child.wait().with_context(|| format!("waiting for `{}`", shown(command)))?;
+    if !status.success() {
+        bail!("`{}` failed ({status})", shown(command));
+    }
+    let text = reading.join().map_err(|_| anyhow!("a reader panicked"))?;
+    text.with_context(|| format!("output of `{}`", shown(command)))
 }
 
 /// Runs to the end and returns all of it, whatever the exit code.

@@ -35,6 +35,16 @@ fn what_takes_too_long_is_ended_with_its_children() {
 }
 
 #[test]
+fn messages_are_told_and_data_is_returned() {
+    let mut told = Vec::new();
+    let script = "echo begun >&2; head -c 200000 /dev/zero | tr '\\0' x; echo done >&2";
+    let data = command::read_told(&mut shell(script), |line| told.push(line.to_owned())).unwrap();
+    assert_eq!(told, ["begun", "done"]);
+    assert_eq!(data.len(), 200_000);
+    assert!(command::read_told(&mut shell("exit 1"), |_| ()).is_err());
+}
+
+#[test]
 fn a_failed_program_explains_itself() {
     let failed = command::read(&mut shell("echo the reason >&2; exit 7")).unwrap_err().to_string();
     assert!(failed.contains("the reason") && failed.contains('7'), "{failed}");

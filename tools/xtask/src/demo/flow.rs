@@ -174,7 +174,7 @@ fn migrate_to_and_fro(
         signals::check()?;
         let _: Gap = commands.ask("gap reset")?;
         let begun = Instant::now();
-        let moved = migrate(fleet, &target.name())?;
+        let moved = migrate(fleet, &target.name(), timeline)?;
         let after = echo.echo_after(Instant::now()).context("the echo connection broke")?;
         let gap: Gap = commands.ask("gap")?;
         let gap_client_us = echo.gap_us_max(begun, after).context("no echo during a migration")?;
@@ -193,8 +193,11 @@ fn migrate_to_and_fro(
     Ok(())
 }
 
-fn migrate(fleet: &Fleet, target: &str) -> Result<Moved> {
-    let text = command::read(fleet.cli().args(["migrate", MACHINE, "--to", target, "--json"]))?;
+/// Migrates by the command line, whose progress becomes part of the timeline.
+fn migrate(fleet: &Fleet, target: &str, timeline: &Timeline<'_>) -> Result<Moved> {
+    let mut command = fleet.cli();
+    command.args(["migrate", MACHINE, "--to", target, "--json"]);
+    let text = command::read_told(&mut command, |line| timeline.tell(line))?;
     let moved: Moved =
         serde_json::from_str(&text).with_context(|| format!("`mashines migrate --json` said {text}"))?;
     if moved.phase != "succeeded" {

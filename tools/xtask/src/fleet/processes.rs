@@ -165,7 +165,7 @@ pub fn end_all(fleet: &FleetName) -> Result<()> {
 /// File name of the program that runs one machine.
 pub const VMM_PROGRAM: &str = "mashine-vmm";
 /// How long daemons get to end by themselves.
-const TERM_LIMIT: Duration = Duration::from_secs(3);
+const TERM_LIMIT: Duration = Duration::from_secs(2);
 /// How long the kernel gets to end a process: freeing gigabytes takes it a while.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
 

@@ -107,6 +107,8 @@ pub struct Machine {
     last_pause: PauseReport,
     /// Set by a restore until the first run.
     resume_devices: bool,
+    /// A save that the pause has begun.
+    begun: Option<snapshot::Begun>,
 }
 
 /// Kept open to be handed out again.
@@ -145,7 +147,19 @@ impl Machine {
         let vcpus = Vcpus::new(&vm, spec.vcpus, spec.cpu.tsc_khz, &shared)?;
         let log = DirtyLog::new(dirty, spec.ram.pages());
         let last_pause = PauseReport { stop_us: 0, harvest_us: 0, dirty_pages: 0 };
-        Ok(Self { spec, vcpus, shared, bus, vm, log, ram, files, last_pause, resume_devices: false })
+        Ok(Self {
+            spec,
+            vcpus,
+            shared,
+            bus,
+            vm,
+            log,
+            ram,
+            files,
+            last_pause,
+            resume_devices: false,
+            begun: None,
+        })
     }
 
     /// What was created.
@@ -195,6 +209,7 @@ impl Machine {
     /// # Errors
     /// [`KvmError`] when a vCPU's thread is gone.
     pub fn run(&mut self) -> Result<(), KvmError> {
+        self.begun = None;
         self.vcpus.run()?;
         if std::mem::take(&mut self.resume_devices) {
             for slot in 0..self.bus.slots() {
@@ -226,6 +241,10 @@ impl Machine {
     /// [`PauseError::Log`].
     pub fn harvest(&mut self, harvest: bool) -> Result<PauseReport, PauseError> {
         if harvest {
+            if self.begun.is_none() {
+                // Who harvests is about to move the machine, and will ask for its state next.
+                self.begin_save()?;
+            }
             let begin = Instant::now();
             self.log.harvest(&self.vm, &self.ram)?;
             self.last_pause.dirty_pages = self.log.shared_pages();

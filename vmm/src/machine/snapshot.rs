@@ -1,13 +1,17 @@
 //! Saving and restoring the machine: which components there are, and in which order.
 //!
-//! Saving is on the clock of every migration (the guest stands still), so that vCPUs save on their own threads and nothing is
-//! logged. Restoring sets the chips before the vCPUs' local APICs, and the clock last, when all else has been set.
+//! Saving is on the clock of every migration: the guest stands still. It begins with the pause ([`Machine::begin_save`]), so
+//! that vCPUs save on their own threads while the dirty log is harvested and the caller is answered. Interrupt chips are read before the
+//! vCPUs' local APICs: an edge that arrives in between is then in one of the two, never in neither. Restoring sets the chips before the vCPUs' local APICs, and the clock last, when all else has been set.
 
-use wire::state::{Component, NetState, RngState, ShapeState, StateArchive, StateError};
+use wire::state::{
+    ClockState, Component, IrqchipState, NetState, PitState, RngState, ShapeState, StateArchive, StateError,
+};
 
 use super::{Machine, clock};
 use crate::kvm::KvmError;
 use crate::serial::BadSerialState;
+use crate::vcpu::SaveError;
 use crate::virtio::TransportError;
 
 /// Why the machine cannot be saved or restored.
@@ -45,6 +49,23 @@ pub enum SnapshotError {
     },
 }
 
+impl From<SaveError> for SnapshotError {
+    fn from(error: SaveError) -> Self {
+        match error {
+            SaveError::Kvm(error) => Self::Kvm(error),
+            SaveError::Archive(error) => Self::State(error),
+        }
+    }
+}
+
+/// What [`Machine::begin_save`] has read.
+#[derive(Debug)]
+pub(super) struct Begun {
+    clock: ClockState,
+    irqchip: IrqchipState,
+    pit: PitState,
+}
+
 impl SnapshotError {
     /// Whether it is the archive's fault and not the host's.
     pub const fn is_bad_state(&self) -> bool {
@@ -58,22 +79,35 @@ impl SnapshotError {
 }
 
 impl Machine {
+    /// Begins to save, right after a pause: reads clock and chips, and sets the vCPUs' threads to work.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn begin_save(&mut self) -> Result<(), KvmError> {
+        let begun = Begun {
+            clock: clock::save(&self.vm)?,
+            irqchip: self.vm.save_irqchip()?,
+            pit: self.vm.save_pit()?,
+        };
+        self.vcpus.begin_save()?;
+        self.begun = Some(begun);
+        Ok(())
+    }
+
     /// Saves all that the guest can observe besides RAM. Nothing runs.
     ///
     /// # Errors
     /// [`SnapshotError`].
-    pub fn save(&self) -> Result<Vec<u8>, SnapshotError> {
-        let mut archive = StateArchive::new(self.spec.id);
-        let clock = clock::save(&self.vm)?;
-        let vcpus = self.vcpus.save()?;
-        let tsc_khz = vcpus.first().map_or(0, |vcpu| vcpu.tsc_khz);
-        archive.add(0, &self.shape(tsc_khz))?;
-        for (id, vcpu) in (0..).zip(&vcpus) {
-            archive.add(id, vcpu)?;
+    pub fn save(&mut self) -> Result<Vec<u8>, SnapshotError> {
+        if self.begun.is_none() {
+            self.begin_save()?;
         }
-        archive.add(0, &self.vm.save_irqchip()?)?;
-        archive.add(0, &self.vm.save_pit()?)?;
-        archive.add(0, &clock)?;
+        let Some(begun) = self.begun.take() else { return Err(KvmError::VcpuSilent(0).into()) };
+        let mut archive = StateArchive::new(self.spec.id);
+        archive.add(0, &self.shape())?;
+        archive.add(0, &begun.irqchip)?;
+        archive.add(0, &begun.pit)?;
+        archive.add(0, &begun.clock)?;
         archive.add(0, &self.bus.serial().save())?;
         for slot in 0..self.bus.slots() {
             let Some(transport) = self.bus.transport(slot) else { continue };
@@ -82,6 +116,10 @@ impl Machine {
                 NetState::NAME => archive.add(0, &NetState { virtio, mac: self.spec.mac })?,
                 _ => archive.add(0, &RngState { virtio })?,
             }
+        }
+        // Last, because these come from other threads.
+        for vcpu in self.vcpus.save()? {
+            archive.push(vcpu);
         }
         Ok(archive.encode()?)
     }
@@ -125,19 +163,19 @@ impl Machine {
         Ok(())
     }
 
-    fn shape(&self, tsc_khz: u32) -> ShapeState {
+    fn shape(&self) -> ShapeState {
         let name = |slot| self.bus.transport(slot).map_or(String::new(), |t| t.name().to_owned());
         ShapeState {
             vcpus: self.vcpus.count(),
             ram_bytes: self.spec.ram.bytes(),
             devices: (0..self.bus.slots()).map(name).collect(),
-            tsc_khz,
+            tsc_khz: self.vcpus.tsc_khz(),
             console_offset: self.bus.serial().console().offset(),
         }
     }
 
     fn check_shape(&self, got: &ShapeState) -> Result<(), SnapshotError> {
-        let want = self.shape(got.tsc_khz);
+        let want = self.shape();
         let check = |what, got: String, want: String| {
             if got == want { Ok(()) } else { Err(SnapshotError::Shape { what, got, want }) }
         };

@@ -5,7 +5,7 @@
 //!  Run ------------------------->  KVM_RUN until asked to stop or the guest ends
 //!  stop flag, signal ------------> (the signal makes KVM_RUN return)
 //!      <------------- Stopped ---  any exit is completed first, then the thread waits
-//!  Save, Restore --------------->  on its own thread, all vCPUs at once
+//!  Save, Restore --------------->  on its own thread, all vCPUs at once; Save while the event loop does other things
 //! ```
 //!
 //! After `Stopped`, the thread touches neither the vCPU nor RAM until the next command. An answer that does not come
@@ -24,11 +24,11 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::Killable;
-use wire::state::VcpuState;
+use wire::state::{Blob, StateError, VcpuState};
 use wire::vmm::GuestEnd;
 
 use crate::bus::Bus;
-use crate::kvm::{KvmError, Vm};
+use crate::kvm::{Attempt, KvmError, Vm};
 
 pub use setup::{Entry, set_boot_state};
 pub use state::TscPlan;
@@ -73,7 +73,18 @@ enum Command {
 enum Answer {
     Done(Result<(), KvmError>),
     Stopped,
-    Saved(Box<Result<VcpuState, KvmError>>),
+    Saved(Result<Blob, SaveError>),
+}
+
+/// Why a vCPU's state cannot be saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The archive.
+    #[error(transparent)]
+    Archive(#[from] StateError),
 }
 
 struct Handle {
@@ -86,6 +97,9 @@ struct Handle {
 pub struct Vcpus {
     handles: Vec<Handle>,
     shared: Arc<Shared>,
+    /// Whether the threads have been told to save, and their answers are still to be fetched.
+    saving: bool,
+    tsc_khz: u32,
 }
 
 impl Vcpus {
@@ -96,12 +110,14 @@ impl Vcpus {
     pub fn new(vm: &Arc<Vm>, count: u32, tsc_khz: u32, shared: &Arc<Shared>) -> Result<Self, KvmError> {
         thread::register_kick()?;
         let mut handles = Vec::new();
+        let mut khz = 0;
         for id in 0..count {
             let (vcpu, cpuid) = setup::create(vm, id, count, tsc_khz)?;
+            khz = vcpu.get_tsc_khz().attempt("asking for the TSC frequency")?;
             // One command is outstanding at a time, so that a slot of one never blocks.
             let (commands, command_receiver) = sync_channel(1);
             let (answer_sender, answers) = sync_channel(1);
-            let worker = thread::Worker::new(vcpu, cpuid, Arc::clone(vm), Arc::clone(shared));
+            let worker = thread::Worker::new(id, vcpu, cpuid, Arc::clone(vm), Arc::clone(shared));
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{id}"))
                 .stack_size(256 << 10)
@@ -109,12 +125,17 @@ impl Vcpus {
                 .map_err(KvmError::Thread)?;
             handles.push(Handle { commands, answers, thread });
         }
-        Ok(Self { handles, shared: Arc::clone(shared) })
+        Ok(Self { handles, shared: Arc::clone(shared), saving: false, tsc_khz: khz })
     }
 
     /// How many there are.
     pub fn count(&self) -> u32 {
         u32::try_from(self.handles.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Frequency of their TSCs, in kHz.
+    pub const fn tsc_khz(&self) -> u32 {
+        self.tsc_khz
     }
 
     /// Gives vCPU 0 the state that a kernel is entered with.
@@ -130,7 +151,8 @@ impl Vcpus {
     ///
     /// # Errors
     /// [`KvmError::VcpuSilent`] when a thread is gone.
-    pub fn run(&self) -> Result<(), KvmError> {
+    pub fn run(&mut self) -> Result<(), KvmError> {
+        self.forget_save()?;
         self.shared.stop.store(false, Ordering::Release);
         (0..self.count()).try_for_each(|id| self.send(id, Command::Run))
     }
@@ -153,28 +175,49 @@ impl Vcpus {
         Ok(())
     }
 
-    /// Saves all vCPUs, in parallel. They must have stopped.
+    /// Makes all vCPUs save, in parallel, without waiting for it: the answers are fetched by [`Vcpus::save`]. They must
+    /// all have stopped, because one that runs can send another an interrupt.
     ///
     /// # Errors
-    /// The first [`KvmError`].
-    pub fn save(&self) -> Result<Vec<VcpuState>, KvmError> {
+    /// [`KvmError::VcpuSilent`] when a thread is gone.
+    pub fn begin_save(&mut self) -> Result<(), KvmError> {
+        self.forget_save()?;
         (0..self.count()).try_for_each(|id| self.send(id, Command::Save))?;
+        self.saving = true;
+        Ok(())
+    }
+
+    /// The state of all vCPUs, archived. [`Vcpus::begin_save`] comes first.
+    ///
+    /// # Errors
+    /// The first [`SaveError`].
+    pub fn save(&mut self) -> Result<Vec<Blob>, SaveError> {
+        self.saving = false;
         // All answers are collected before the first error is returned, so that none is left in its channel.
         let answers: Vec<_> = (0..self.count()).map(|id| (id, self.answer(id))).collect();
         answers
             .into_iter()
             .map(|(id, answer)| match answer? {
-                Answer::Saved(state) => *state,
-                Answer::Done(_) | Answer::Stopped => Err(KvmError::VcpuSilent(id)),
+                Answer::Saved(state) => state,
+                Answer::Done(_) | Answer::Stopped => Err(KvmError::VcpuSilent(id).into()),
             })
             .collect()
+    }
+
+    /// Fetches and drops a state that nobody asked for.
+    fn forget_save(&mut self) -> Result<(), KvmError> {
+        if !std::mem::take(&mut self.saving) {
+            return Ok(());
+        }
+        (0..self.count()).try_for_each(|id| self.answer(id).map(drop))
     }
 
     /// Restores all vCPUs, in parallel. `states` has one for each.
     ///
     /// # Errors
     /// The first [`KvmError`]; the vCPUs must not run then.
-    pub fn restore(&self, states: Vec<VcpuState>, plan: TscPlan) -> Result<(), KvmError> {
+    pub fn restore(&mut self, states: Vec<VcpuState>, plan: TscPlan) -> Result<(), KvmError> {
+        self.tsc_khz = states.first().map_or(0, |state| state.tsc_khz);
         for (id, state) in (0..).zip(states) {
             self.send(id, Command::Restore(Box::new(state), plan))?;
         }

@@ -48,10 +48,10 @@ pub struct StateArchive {
     components: Vec<Blob>,
 }
 
-/// One component, still archived.
+/// One component, archived: what a thread that saves its part hands to the one that puts the parts together.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug))]
-struct Blob {
+pub struct Blob {
     name: String,
     index: u32,
     version: u16,
@@ -161,6 +161,18 @@ pub enum StateError {
     },
 }
 
+impl Blob {
+    /// Archives `component` as number `index` of its kind.
+    ///
+    /// # Errors
+    /// [`StateError::Archive`] when it cannot be archived.
+    pub fn new<C: Component>(index: u32, component: &C) -> Result<Self, StateError> {
+        let bytes = rkyv::to_bytes::<rancor::Error>(component)
+            .map_err(|source| StateError::Archive { name: C::NAME, source })?;
+        Ok(Self { name: C::NAME.to_owned(), index, version: C::VERSION, bytes: bytes.to_vec() })
+    }
+}
+
 impl StateArchive {
     /// An archive without components.
     pub const fn new(machine: MachineId) -> Self {
@@ -177,15 +189,13 @@ impl StateArchive {
     /// # Errors
     /// [`StateError::Archive`] when it cannot be archived.
     pub fn add<C: Component>(&mut self, index: u32, component: &C) -> Result<(), StateError> {
-        let bytes = rkyv::to_bytes::<rancor::Error>(component)
-            .map_err(|source| StateError::Archive { name: C::NAME, source })?;
-        self.components.push(Blob {
-            name: C::NAME.to_owned(),
-            index,
-            version: C::VERSION,
-            bytes: bytes.to_vec(),
-        });
+        self.push(Blob::new(index, component)?);
         Ok(())
+    }
+
+    /// Adds a component that is archived already.
+    pub fn push(&mut self, blob: Blob) {
+        self.components.push(blob);
     }
 
     /// Puts the archive into its frame.

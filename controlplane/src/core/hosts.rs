@@ -237,9 +237,7 @@ impl Core {
             if let (Some(host), true) = (&machine.host, has_ram) {
                 add(host, machine.id, machine.ram_bytes, machine.vcpus, true);
             }
-            for cleanup in &machine.cleanups {
-                add(&cleanup.host, machine.id, machine.ram_bytes, 0, false);
-            }
+            // A copy that is still to be cleared away is in its host's own report for as long as it holds RAM.
             let migration = machine.migration.and_then(|id| self.model.migration(id));
             if let Some(migration) = migration {
                 add(&migration.target, machine.id, machine.ram_bytes, machine.vcpus, false);

@@ -1,10 +1,12 @@
 //! Guest RAM as the data plane sees it: numbered pages, copied in and out.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::SeekFrom;
 use rustix::mm::Advice;
 use vm_memory::Bytes as _;
-use wire::units::{PAGE_BYTES_USIZE, PageIndex, RamSize};
+use wire::units::{PAGE_BYTES, PAGE_BYTES_USIZE, PageIndex, RamSize};
 
 use super::shm::{Shm, ShmError};
 
@@ -58,6 +60,17 @@ impl GuestRam {
             Ok(()) if !is_zero(out) => PageContent::Data,
             _ => PageContent::Zero,
         }
+    }
+
+    /// The next pages at or after `from` that were ever written; empty, and past all pages, if there are none. Asking costs no memory, whereas
+    /// reading a page that was never written has the kernel allocate it.
+    pub fn written_from(&self, from: PageIndex) -> Range<u64> {
+        let end = self.size.pages();
+        let seek = |to| rustix::fs::seek(&self.shm, to).map(|at| at / PAGE_BYTES);
+        let Ok(start) = seek(SeekFrom::Data(from.byte_offset())) else { return end..end };
+        // When the kernel cannot say, reading is right, only slower.
+        let stop = seek(SeekFrom::Hole(start * PAGE_BYTES)).unwrap_or(end);
+        start..stop.max(start + 1)
     }
 
     /// Writes part of RAM, from byte `offset`. Returns whether it lay within RAM; nothing is written if not.
@@ -117,6 +130,18 @@ mod tests {
         assert_eq!((out[4094], out[4095]), (0, 9));
         ram.clear(PageIndex(3));
         assert_eq!(ram.copy_out(PageIndex(3), &mut out), PageContent::Zero);
+    }
+
+    #[test]
+    fn pages_never_written_are_known_without_reading_them() {
+        let ram = ram();
+        let end = ram.size().pages();
+        assert_eq!(ram.written_from(PageIndex(0)), end..end);
+        assert!(ram.copy_in(7 * 4096, &[0; 2 * 4096]));
+        assert_eq!(ram.written_from(PageIndex(0)), 7..9);
+        assert_eq!(ram.written_from(PageIndex(8)), 8..9);
+        assert_eq!(ram.written_from(PageIndex(9)), end..end);
+        assert_eq!(ram.written_from(PageIndex(end)), end..end);
     }
 
     #[test]

@@ -164,6 +164,8 @@ struct OutLane {
     totals: LaneTotals,
     batches: u32,
     buffers: BufferPool,
+    /// Pages known to have been written at some time, which they stay: those are read, others are zero.
+    written: Range<u64>,
 }
 
 impl OutLane {
@@ -182,6 +184,7 @@ impl OutLane {
             totals: LaneTotals::default(),
             batches: 0,
             buffers: BufferPool::default(),
+            written: 0..0,
         })
     }
 
@@ -217,7 +220,7 @@ impl OutLane {
         runs: &[PageRun],
     ) -> Result<(), StreamError> {
         let mut buffer = self.buffers.take(BATCH_PAGES * PAGE_BYTES_USIZE);
-        let (batch, pages) = fill(memory, round, runs, &mut buffer);
+        let (batch, pages) = fill(memory, round, runs, &mut buffer, &mut self.written);
         self.sender.batch(&batch);
         let payload_bytes = u32::try_from(pages * PAGE_BYTES_USIZE).unwrap_or(0);
         let total: u64 = runs.iter().map(|run| run.count).sum();
@@ -279,18 +282,31 @@ impl Cursor<'_> {
 }
 
 /// Copies the pages of `runs` into `buffer`, zero pages left out; returns the batch and the number of pages copied.
-fn fill(memory: &MachineMemory, round: u32, runs: &[PageRun], buffer: &mut [u8]) -> (Batch, usize) {
+///
+/// A page that was never written is zero without being read. That it was not is asked after its dirty bit was taken, so a
+/// write that came too late for the answer has set the bit again.
+fn fill(
+    memory: &MachineMemory,
+    round: u32,
+    runs: &[PageRun],
+    buffer: &mut [u8],
+    written: &mut Range<u64>,
+) -> (Batch, usize) {
     let mut batch = Batch { round, content: Vec::new(), zero: Vec::new() };
     let (places, _) = buffer.as_chunks_mut::<PAGE_BYTES_USIZE>();
     let mut used = 0;
+    let mut unwritten = 0..0;
     for page in runs.iter().flat_map(|run| run.pages()) {
+        if !written.contains(&page.0) && !unwritten.contains(&page.0) {
+            *written = memory.ram.written_from(page);
+            unwritten = page.0..written.start;
+        }
         let Some(place) = places.get_mut(used) else { break };
-        match memory.ram.copy_out(page, place) {
-            PageContent::Data => {
-                used += 1;
-                extend(&mut batch.content, page);
-            }
-            PageContent::Zero => extend(&mut batch.zero, page),
+        if written.contains(&page.0) && memory.ram.copy_out(page, place) == PageContent::Data {
+            used += 1;
+            extend(&mut batch.content, page);
+        } else {
+            extend(&mut batch.zero, page);
         }
     }
     (batch, used)
@@ -348,7 +364,7 @@ mod tests {
         }
         let mut buffer = vec![0; BATCH_PAGES * PAGE_BYTES_USIZE];
         let runs = [PageRun { first: PageIndex(510), count: 5 }];
-        let (batch, used) = fill(&memory, 3, &runs, &mut buffer);
+        let (batch, used) = fill(&memory, 3, &runs, &mut buffer, &mut (0..0));
         assert_eq!(used, 4);
         let run = |first, count| WireRun { first, count };
         assert_eq!(batch.content, [run(510, 2), run(512, 1), run(514, 1)]);

@@ -18,6 +18,9 @@ use crate::vm::client::VmmClient;
 
 /// Chunks in a range: 32 MiB.
 const RANGE_CHUNKS: u64 = 16;
+/// With no more dirty pages than this the whole log is cleared at once: the pages are gone before the guest could write many of them again, and
+/// going range by range would take longer than sending them.
+const FEW_PAGES: u64 = RANGE_CHUNKS * CHUNK_PAGES;
 /// Ranges under way at a time.
 const RANGES_UNDER_WAY: usize = 2;
 /// Commands a lane may have waiting: the ranges under way and the end of the round.
@@ -70,11 +73,12 @@ impl Lanes {
         round: u32,
     ) -> Result<RoundTotals, RoundError> {
         let started = now();
-        vmm.dirty_sync().await?;
+        let few = vmm.dirty_sync().await? <= FEW_PAGES;
+        let range_chunks = if few { ram.chunks() } else { RANGE_CHUNKS };
         let mut under_way = 0;
         let mut start = 0;
         while start < ram.chunks() {
-            let end = (start + RANGE_CHUNKS).min(ram.chunks());
+            let end = (start + range_chunks).min(ram.chunks());
             vmm.dirty_take(PageIndex(start * CHUNK_PAGES), (end - start) * CHUNK_PAGES).await?;
             self.command(&LaneCommand::Range { round, chunks: start..end })?;
             under_way += 1;

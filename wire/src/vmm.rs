@@ -96,10 +96,11 @@ pub enum Request {
         version: u16,
     },
     /// Creates the VM: memory slots, chips, vCPUs, devices; nothing runs. Descriptors: `/dev/kvm`, RAM memfd, dirty bitmap
-    /// memfd, console memfd, tap (in this order). Allowed in [`Phase::Empty`]. Answer: [`Reply::Done`].
+    /// memfd, console memfd, tap (in this order); without the tap, the machine has no network interface. The tap is made
+    /// non-blocking. Allowed in [`Phase::Empty`]. Answer: [`Reply::Done`]. Takes some 10 ms: do it before a pause.
     Create(MachineSpec),
-    /// Loads a kernel: descriptors kernel and, if `initrd`, the initial RAM disk. Allowed in [`Phase::Created`]. Answer: [`Reply::Done`];
-    /// the phase becomes [`Phase::Paused`].
+    /// Loads a kernel: descriptors kernel and, if `initrd`, the initial RAM disk. RAM must be all zero. Allowed in [`Phase::Created`].
+    /// Answer: [`Reply::Done`]; the phase becomes [`Phase::Paused`]. After [`Code::BadKernel`], RAM may hold part of the file.
     Boot {
         /// Whether a second descriptor follows.
         initrd: bool,
@@ -115,10 +116,11 @@ pub enum Request {
         /// The epoch under which the caller owns the machine.
         epoch: Epoch,
     },
-    /// Stops all vCPUs and device threads; afterwards neither touches RAM. Answer: [`Reply::Paused`]. With `harvest`, the KVM
-    /// dirty log has also been published to the shared bitmap. Paused already: the same answer again.
+    /// Stops all vCPUs and devices; afterwards neither touches RAM. Answer: [`Reply::Paused`]. With `harvest`, the KVM
+    /// dirty log has also been published to the shared bitmap (if it is on), and saving has begun, so that a [`Request::Save`] that follows finds
+    /// most of its work done. Paused already: the same answer again. A guest that ends in the same moment: [`Code::WrongPhase`].
     Pause {
-        /// Whether to publish the dirty log.
+        /// Whether to publish the dirty log and begin to save.
         harvest: bool,
     },
     /// Saves all state that the guest can observe. Allowed in [`Phase::Paused`]. Answer: [`Reply::State`].
@@ -133,24 +135,25 @@ pub enum Request {
     /// number of pages dirty in the log or in the shared bitmap.
     DirtySync,
     /// For pages `first .. first + count`: clears those bits of the last snapshot in KVM's log (write-protecting them again) and only then publishes
-    /// them in the shared bitmap. Answer: [`Reply::Dirty`] with the number of bits published.
+    /// them in the shared bitmap. Answer: [`Reply::Dirty`] with the number of bits published. Devices wait meanwhile: ask for some chunks at a time.
     DirtyTake {
         /// First page; a multiple of 64.
         first: PageIndex,
-        /// Number of pages; a multiple of 64, or up to the end of RAM.
+        /// Number of pages, a multiple of 64.
         count: u64,
     },
     /// Gives the machine away: records the migration and the epoch, and refuses every later `Run`. Allowed in [`Phase::Paused`]. Answer: `Done`,
     /// also when repeated with the same arguments.
     Disown(Disowned),
-    /// Takes a disowned machine back under a higher epoch, on the control plane's word that the target will never run it. Answer: `Done`.
+    /// Takes a disowned machine back under a higher epoch, on the control plane's word that the target will never run it. Answer: `Done`,
+    /// also when repeated with the same epoch.
     Reclaim {
         /// The new epoch; must be above the disowned one.
         epoch: Epoch,
     },
     /// Who are you, what do you hold. Answer: [`Reply::Description`], with the descriptors RAM, dirty bitmap, console, tap if the machine is created.
     Describe,
-    /// Writes to the guest's serial input. Answer: `Done`.
+    /// Writes to the guest's serial input. Answer: `Done`; [`Code::BadArgument`] when the guest has left 64 KiB unread.
     SerialInput(Vec<u8>),
     /// Ends the process after the answer `Done`. The guest is gone.
     Quit,
@@ -305,3 +308,6 @@ pub enum FromVmm {
     /// Unasked.
     Notice(Notice),
 }
+
+#[cfg(test)]
+mod tests;

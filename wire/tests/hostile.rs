@@ -1,6 +1,8 @@
 //! The bodies of the fuzz targets over pseudo-random and mutated valid inputs: `cargo fuzz` goes further, this goes
 //! everywhere.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 #[path = "hostile/bodies.rs"]
 mod bodies;
 mod common;

@@ -1,5 +1,7 @@
 //! Lane records: what an honest sender makes is taken, what breaks a rule is not, and the ledger returns what is not proven.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use proptest::prelude::*;
 use rkyv::rancor;
 use rkyv::util::AlignedVec;

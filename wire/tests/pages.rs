@@ -1,5 +1,7 @@
 //! Page sets against a model: a `BTreeSet` of page numbers.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;

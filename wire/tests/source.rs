@@ -1,5 +1,7 @@
 //! The source machine, step by step.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use common::{EPOCH, MIGRATION, TO_EPOCH, source_config};
@@ -388,7 +390,8 @@ fn terms_that_were_not_offered_are_a_breach() {
 #[test]
 fn failures_of_this_host_before_the_disowning_resume_the_guest() {
     let fail = |operation| SourceEvent::OperationFailed { operation, detail: "no".into() };
-    let cases: [(fn(&mut Rig), SourceOperation, bool); 5] = [
+    type Case = (fn(&mut Rig), SourceOperation, bool);
+    let cases: [Case; 5] = [
         (Rig::connect, SourceOperation::StartDirtyLog, false),
         (Rig::precopy, SourceOperation::Send, false),
         (Rig::pause, SourceOperation::Pause, true),

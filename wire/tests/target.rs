@@ -1,5 +1,7 @@
 //! The target machine, step by step.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use common::{EPOCH, MIGRATION, TO_EPOCH, source_config, spec, target_config};
@@ -44,7 +46,7 @@ const fn commit(attempt: u32) -> SourceMessage {
 
 fn said(actions: &[TargetAction]) -> Vec<&TargetMessage> {
     let message = |action| match action {
-        &TargetAction::Send { ref message, .. } => Some(message),
+        TargetAction::Send { message, .. } => Some(message),
         _ => None,
     };
     actions.iter().filter_map(message).collect()

@@ -42,6 +42,36 @@ pub struct Report {
     pub trace: Vec<String>,
     /// Whether the machine moved in the end; if not, a fault killed the guest.
     pub moved: bool,
+    /// What the run exercised.
+    pub reached: Reached,
+}
+
+/// How often the paths were taken that matter most: a campaign that never takes them proves nothing about them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// Reconnects after which the source went on where it was.
+    pub resumed: u64,
+    /// Switch-overs after which the guest was resumed on the source.
+    pub rolled_back: u64,
+    /// Reclaims of a machine given away.
+    pub reclaimed: u64,
+    /// Doubts that the control plane settled for the target.
+    pub settled: u64,
+    /// Targets that told a source in doubt that they had dropped their copy.
+    pub dropped: u64,
+    /// Migrations cancelled.
+    pub cancelled: u64,
+}
+
+impl Reached {
+    fn add(&mut self, other: &Self) {
+        self.resumed += other.resumed;
+        self.rolled_back += other.rolled_back;
+        self.reclaimed += other.reclaimed;
+        self.settled += other.settled;
+        self.dropped += other.dropped;
+        self.cancelled += other.cancelled;
+    }
 }
 
 /// What many runs showed.
@@ -53,6 +83,8 @@ pub struct Summary {
     pub events: u64,
     /// Runs at whose end the machine had moved.
     pub moved: u64,
+    /// What the runs exercised.
+    pub reached: Reached,
     /// First violation of each bad seed, in the order of seeds; at most [`VIOLATIONS_MAX`].
     pub violations: Vec<(u64, String)>,
 }
@@ -69,6 +101,7 @@ pub fn run(seed: u64, options: &Options) -> Report {
         seed,
         events: world.events,
         moved: world.control.moved(),
+        reached: world.reached,
         violations: world.violations,
         trace: world.trace,
     }
@@ -91,12 +124,14 @@ pub fn campaign(first: u64, count: u64, threads: usize, options: &Options) -> Su
                     mine.seeds += 1;
                     mine.events += report.events;
                     mine.moved += u64::from(report.moved);
+                    mine.reached.add(&report.reached);
                     mine.violations.extend(report.violations.into_iter().take(1).map(|v| (report.seed, v)));
                 }
                 if let Ok(mut total) = total.lock() {
                     total.seeds += mine.seeds;
                     total.events += mine.events;
                     total.moved += mine.moved;
+                    total.reached.add(&mine.reached);
                     total.violations.append(&mut mine.violations);
                 }
             });

@@ -81,6 +81,7 @@ fn one(seed: u64, trace: bool) -> Summary {
         seeds: 1,
         events: report.events,
         moved: u64::from(report.moved),
+        reached: report.reached,
         violations: report.violations.into_iter().map(|what| (seed, what)).collect(),
     }
 }

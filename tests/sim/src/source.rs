@@ -1,38 +1,25 @@
 //! The model of the source's host: carries out the actions of the shipped [`Source`] machine on a model VMM.
 
-use rkyv::util::AlignedVec;
+mod requests;
+mod sending;
+
+pub use requests::SourceOp;
+use sending::Task;
 use wire::fleet::{Outcome, RefusalCode};
 use wire::ids::{Epoch, MigrationId};
-use wire::migration::lane::{Batch, LaneRecord, LaneSender, WireRun};
+use wire::migration::lane::LaneSender;
 use wire::migration::ledger::Ledger;
 use wire::migration::messages::{Commit, ConsoleBytes, SourceMessage, TargetMessage};
 use wire::migration::source::{
-    ACTIONS_MAX, Sent, Source, SourceAction, SourceConfig, SourceEvent, SourceOperation,
+    ACTIONS_MAX, Source, SourceAction, SourceConfig, SourceEvent, SourceOperation,
 };
-use wire::pages::{PageRun, PageSet, lane_of};
-use wire::units::{Instant, PageIndex};
+use wire::units::Instant;
 
 use crate::control::{Request, Response, Standing};
-use crate::guest::{CHUNKS, Memory, PAGES_PER_CHUNK, Phase, Vmm, index_of, page_of, serial_byte};
-use crate::net::{LANES, Session};
+use crate::guest::{Memory, Phase, Vmm, serial_byte};
+use crate::net::Session;
 use crate::options::Mutation;
-use crate::target::LaneFrame;
 use crate::world::{Event, Side, World, trace};
-
-/// Requests to the VMM, carried out in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "named after the actions that cause them")]
-pub enum SourceOp {
-    StartLog,
-    StopLog,
-    Count { round: u32 },
-    Pause,
-    Save { console_from: u64 },
-    Disown { epoch: Epoch },
-    Run { epoch: Epoch },
-    Reclaim { epoch: Epoch },
-    Kill,
-}
 
 /// Answers on their way to the machine.
 #[derive(Debug, Clone)]
@@ -41,16 +28,6 @@ pub enum SourceReply {
     Event(SourceEvent),
     /// A round has been handed to the transport; the number of the task tells whether anybody still wants to know.
     Sent(u32, SourceEvent),
-}
-
-/// A round being sent.
-#[derive(Debug, Clone, Copy)]
-struct Task {
-    number: u32,
-    last: bool,
-    chunk: usize,
-    started: u64,
-    sent: Sent,
 }
 
 /// The host.
@@ -138,10 +115,24 @@ impl World {
         self.source.machine = Some(machine);
         for action in actions.drain(..) {
             trace!(self, "source {state} -> {action:?}");
+            self.count_reached(&action);
             self.source_act(action);
         }
         self.source.actions = actions;
         self.state_reached(Side::Source, state);
+    }
+
+    fn count_reached(&mut self, action: &SourceAction) {
+        let reached = &mut self.reached;
+        let count = match action {
+            SourceAction::GiveBackDirty { .. } => &mut reached.resumed,
+            SourceAction::ResumeGuest { .. } => &mut reached.rolled_back,
+            SourceAction::Reclaim { .. } => &mut reached.reclaimed,
+            SourceAction::TargetDropped => &mut reached.dropped,
+            SourceAction::Done(Outcome::Cancelled) => &mut reached.cancelled,
+            _ => return,
+        };
+        *count += 1;
     }
 
     fn source_act(&mut self, action: SourceAction) {
@@ -238,112 +229,6 @@ impl World {
         self.at(at, Event::SourceAnswer { daemon, reply });
     }
 
-    fn ask_source_vmm(&mut self, op: SourceOp) {
-        let at = self.now.max(self.source.vmm_free_at) + self.rng.between(5, 300);
-        self.source.vmm_free_at = at;
-        let (process, daemon) = (self.source.vmm.process, self.source.daemon);
-        self.at(at, Event::SourceVmm { process, daemon, op });
-    }
-
-    /// The VMM carries out a request, whoever may still wait for the answer.
-    pub fn source_vmm(&mut self, process: u32, daemon: u32, op: SourceOp) {
-        if self.source.vmm.process != process || self.source.vmm.phase == Phase::Dead {
-            if op == SourceOp::Kill && daemon == self.source.daemon {
-                self.source_reply(SourceReply::Event(SourceEvent::Released));
-            }
-            return;
-        }
-        let fails = self.may_fail();
-        let mutation = self.options.mutation;
-        let console = match op {
-            SourceOp::Save { console_from } => self.read_console(console_from),
-            _ => ConsoleBytes::default(),
-        };
-        let vmm = &mut self.source.vmm;
-        let mut ran = false;
-        let failed = |operation| SourceEvent::OperationFailed { operation, detail: "injected".to_owned() };
-        let answer = match op {
-            SourceOp::StartLog if fails => Some(failed(SourceOperation::StartDirtyLog)),
-            SourceOp::StartLog => {
-                vmm.log = true;
-                vmm.dirty = u64::MAX;
-                if daemon == self.source.daemon
-                    && let Some(ledger) = &mut self.source.ledger
-                {
-                    ledger.clear();
-                }
-                Some(SourceEvent::DirtyLogStarted)
-            }
-            SourceOp::StopLog => {
-                vmm.log = false;
-                None
-            }
-            SourceOp::Count { round } => {
-                Some(SourceEvent::Dirty { round, pages: vmm.dirty.count_ones().into() })
-            }
-            SourceOp::Pause if mutation == Some(Mutation::NoPause) => {
-                Some(SourceEvent::Paused { stop_us: 1, harvest_us: 1, dirty_pages: 0 })
-            }
-            SourceOp::Pause => Some(match vmm.pause() {
-                Ok(()) if !fails => {
-                    let dirty_pages = vmm.dirty.count_ones().into();
-                    SourceEvent::Paused { stop_us: 50, harvest_us: 10, dirty_pages }
-                }
-                _ => failed(SourceOperation::Pause),
-            }),
-            SourceOp::Save { .. } => Some(match vmm.phase {
-                Phase::Paused if !fails => {
-                    SourceEvent::Saved { state: vmm.memory.cpu.to_le_bytes().to_vec(), console, us: 80 }
-                }
-                Phase::Running if mutation == Some(Mutation::NoPause) => {
-                    SourceEvent::Saved { state: vmm.memory.cpu.to_le_bytes().to_vec(), console, us: 80 }
-                }
-                _ => failed(SourceOperation::Save),
-            }),
-            SourceOp::Disown { .. } if mutation == Some(Mutation::CommitBeforeDisown) => {
-                Some(SourceEvent::Disowned)
-            }
-            SourceOp::Disown { .. } if fails => Some(failed(SourceOperation::Disown)),
-            SourceOp::Disown { epoch } => {
-                if mutation == Some(Mutation::NoPause) {
-                    vmm.phase = Phase::Paused;
-                }
-                Some(match vmm.disown(epoch) {
-                    Ok(()) => SourceEvent::Disowned,
-                    Err(_) => failed(SourceOperation::Disown),
-                })
-            }
-            SourceOp::Run { epoch } => Some(match vmm.run(epoch) {
-                Ok(began) => {
-                    ran = began;
-                    SourceEvent::Resumed
-                }
-                Err(_) => failed(SourceOperation::ResumeGuest),
-            }),
-            SourceOp::Reclaim { epoch } => Some(match vmm.reclaim(epoch).and_then(|()| vmm.run(epoch)) {
-                Ok(began) => {
-                    ran = began;
-                    SourceEvent::Reclaimed
-                }
-                Err(_) => failed(SourceOperation::Reclaim),
-            }),
-            SourceOp::Kill => {
-                vmm.die();
-                Some(SourceEvent::Released)
-            }
-        };
-        let memory = vmm.memory;
-        trace!(self, "source VMM: {op:?} by {daemon} -> {answer:?}");
-        if ran {
-            self.check_run("the source", &memory);
-        }
-        if let Some(answer) = answer
-            && daemon == self.source.daemon
-        {
-            self.source_reply(SourceReply::Event(answer));
-        }
-    }
-
     /// An answer reaches the daemon that asked, if it is still the one.
     pub fn source_answer(&mut self, daemon: u32, reply: SourceReply) {
         if daemon != self.source.daemon || !self.source.up {
@@ -356,121 +241,6 @@ impl World {
                     self.source.task = None;
                     self.source_event(event);
                 }
-            }
-        }
-    }
-
-    fn begin_round(&mut self, round: u32, last: bool) {
-        self.source.tasks += 1;
-        let number = self.source.tasks;
-        let sent = Sent { round, ..Sent::default() };
-        self.source.task = Some(Task { number, last, chunk: 0, started: self.now, sent });
-        let at = self.now + self.rng.between(1, 50);
-        let daemon = self.source.daemon;
-        self.at(at, Event::SendStep { daemon, task: number });
-    }
-
-    /// Takes the dirty pages of the next chunk and sends them; after the last chunk, ends the round.
-    pub fn send_step(&mut self, daemon: u32, number: u32) {
-        let Some(mut task) = self.source.task else { return };
-        if daemon != self.source.daemon || task.number != number {
-            return;
-        }
-        let mask_of = |chunk: usize| 0xff_u64 << (chunk * PAGES_PER_CHUNK);
-        while task.chunk < CHUNKS && self.source.vmm.dirty & mask_of(task.chunk) == 0 {
-            task.chunk += 1;
-        }
-        if task.chunk == CHUNKS {
-            self.end_round(task);
-            return;
-        }
-        let mask = self.source.vmm.dirty & mask_of(task.chunk);
-        if self.options.mutation == Some(Mutation::ReadBeforeTake) {
-            let at = self.now + self.rng.between(1, 400);
-            self.at(at, Event::TakeLate { mask });
-        } else {
-            self.source.vmm.dirty &= !mask;
-        }
-        self.send_chunk(&mut task, mask);
-        task.chunk += 1;
-        self.source.task = Some(task);
-        let at = self.now + if task.last { self.rng.between(1, 10) } else { self.rng.between(5, 120) };
-        self.at(at, Event::SendStep { daemon, task: number });
-    }
-
-    fn send_chunk(&mut self, task: &mut Task, mask: u64) {
-        let lanes = self.source.senders.len();
-        let lane = usize::from(lane_of(task.chunk as u64, u16::try_from(lanes).unwrap_or(1)).0);
-        let mut batch = Batch { round: task.sent.round, ..Batch::default() };
-        let (mut pages, mut runs) = (Vec::new(), Vec::new());
-        for index in (0..64).filter(|i| mask & (1 << i) != 0) {
-            let version = self.source.vmm.memory.pages[index];
-            let first = page_of(index);
-            let run = WireRun { first: u32::try_from(first.0).unwrap_or(u32::MAX), count: 1 };
-            if version == 0 {
-                batch.zero.push(run)
-            } else {
-                batch.content.push(run)
-            }
-            runs.push(PageRun { first, count: 1 });
-            pages.push((index, version));
-        }
-        task.sent.pages += batch.content.len() as u64;
-        task.sent.zero_pages += batch.zero.len() as u64;
-        let payload = u32::try_from(batch.content.len()).unwrap_or(0) * 4096;
-        task.sent.bytes += u64::from(payload) + 100;
-        let number = self.source.senders[lane].batch(&batch);
-        if let Some(ledger) = &mut self.source.ledger {
-            ledger.record(u16::try_from(lane).unwrap_or(0), task.sent.round, number, runs);
-        }
-        self.send_record(lane, LaneRecord::Batch(batch), payload, pages);
-    }
-
-    fn send_record(&mut self, lane: usize, record: LaneRecord, payload: u32, pages: Vec<(usize, u32)>) {
-        let Some(session) = self.source.session else { return };
-        let body = rkyv::to_bytes::<rkyv::rancor::Error>(&record).unwrap_or_else(|_| AlignedVec::new());
-        self.send_lane(session, lane, LaneFrame { body, payload, pages });
-    }
-
-    fn end_round(&mut self, mut task: Task) {
-        let round = task.sent.round;
-        let mut digests = Vec::with_capacity(LANES);
-        for lane in 0..self.source.senders.len() {
-            let end = self.source.senders[lane].round_end(round);
-            digests.push(end.digest);
-            self.send_record(lane, LaneRecord::RoundEnd(end), 0, Vec::new());
-        }
-        task.sent.us = self.now - task.started;
-        let sent = task.sent;
-        let event = if task.last {
-            SourceEvent::FinalSent { sent, lane_digests: digests }
-        } else {
-            SourceEvent::RoundSent(sent)
-        };
-        self.source_reply(SourceReply::Sent(task.number, event));
-    }
-
-    /// What the target does not have is dirty again; and then nothing may be missing from the bitmap.
-    fn give_back(&mut self, received: &wire::migration::messages::Resume) {
-        let Some(ledger) = &mut self.source.ledger else { return };
-        let mut dirty = PageSet::empty(16 << 20 >> 12);
-        ledger.give_back(received, &mut dirty);
-        if self.options.mutation == Some(Mutation::DirtyBitsNotGivenBack) {
-            return;
-        }
-        for run in dirty.runs() {
-            for page in run.pages() {
-                self.source.vmm.dirty |= index_of(PageIndex(page.0)).map_or(0, |index| 1 << index);
-            }
-        }
-        let same = self.target.machine_of(self.source.config.as_ref().map(|c| c.migration));
-        if let Some(copy) = self.target.vmm.as_ref().filter(|_| same && self.options.mutation.is_none()) {
-            let differs = self.source.vmm.memory.difference(&copy.memory);
-            if differs & !self.source.vmm.dirty != 0 {
-                self.violation(format!(
-                    "invariant 2: dirty bits lost: {:#x}",
-                    differs & !self.source.vmm.dirty
-                ));
             }
         }
     }
@@ -622,6 +392,7 @@ impl World {
             }
             Request::TargetOwns { migration, epoch } => {
                 if self.source.config.as_ref().is_some_and(|c| c.migration == migration) {
+                    self.reached.settled += u64::from(self.source.state_name() == "InDoubt");
                     self.source_event(SourceEvent::TargetOwns { epoch });
                 }
             }

@@ -139,6 +139,8 @@ pub struct World {
     pub trace: Vec<String>,
     /// Events so far.
     pub events: u64,
+    /// What was exercised.
+    pub reached: crate::Reached,
     queue: BinaryHeap<Reverse<Entry>>,
     number: u64,
 }
@@ -184,6 +186,7 @@ impl World {
             violations: Vec::new(),
             trace: Vec::new(),
             events: 0,
+            reached: crate::Reached::default(),
             queue: BinaryHeap::new(),
             number: 0,
             rng,

@@ -7,6 +7,16 @@ fn many_seeds_hold_the_invariants() {
     let summary = campaign(1_000_000, 3_000, 2, &Options::default());
     assert_eq!(summary.violations, []);
     assert_eq!(summary.seeds, 3_000);
+    let reached = summary.reached;
+    let counts = [
+        reached.resumed,
+        reached.rolled_back,
+        reached.reclaimed,
+        reached.settled,
+        reached.dropped,
+        reached.cancelled,
+    ];
+    assert!(counts.iter().all(|&count| count >= 10), "{reached:?}");
     assert!(summary.moved > 2_500, "only {} of {} moved", summary.moved, summary.seeds);
 }
 

@@ -1,6 +1,7 @@
 //! A machine to move, and the two configurations.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use wire::ids::{Epoch, MachineId, MigrationId};
 use wire::migration::source::SourceConfig;

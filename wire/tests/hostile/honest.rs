@@ -98,7 +98,7 @@ impl HonestTarget {
                 SourceAction::Connect { attempt } => vec![SourceEvent::Connected { attempt: *attempt }],
                 SourceAction::Send(SourceMessage::Offer(_)) => {
                     let lanes = vec![LanePoint::default(); 2];
-                    let resume = (attempt > 1).then(|| Resume { round: 0, lanes, console_end: 0 });
+                    let resume = (attempt > 1).then_some(Resume { round: 0, lanes, console_end: 0 });
                     let accept = Accept { version: 1, state_version: 1, attempt, lanes: 2, resume };
                     vec![says(TargetMessage::Accept(accept))]
                 }

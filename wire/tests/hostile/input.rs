@@ -155,7 +155,7 @@ pub fn target_event(input: &mut Input<'_>) -> TargetEvent {
 fn target_message(input: &mut Input<'_>, attempt: u32) -> TargetMessage {
     match input.byte() % 9 {
         0..=2 => {
-            let resume = (input.byte() % 2 == 0).then(|| Resume {
+            let resume = input.byte().is_multiple_of(2).then(|| Resume {
                 round: input.number32(),
                 lanes: (0..input.byte() % 5)
                     .map(|_| LanePoint { round: input.number32(), batches: input.number32() })

@@ -1,6 +1,8 @@
 //! The control plane is killed at every single write to its disk, in the middle of every kind of work, and must finish it
 //! after its restart: exactly one copy of the machine runs, and it is the one on record.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 mod common;
 
 use common::{Rig, host};
@@ -111,11 +113,12 @@ fn stop_start_and_remove() {
         rig.call(|core| core.stop(&MachineRef::Id(machine.id))).unwrap();
         rig.until_state("web", MachineState::Stopped);
         assert!(rig.world.traces(machine.id).is_empty());
-        let start = |core: &mut controlplane::core::Core| match core.machine(&MachineRef::Id(machine.id))?.state {
-            // Begun by a call whose answer a crash swallowed.
-            MachineState::Starting => core.machine(&MachineRef::Id(machine.id)),
-            _ => core.start(&MachineRef::Id(machine.id)),
-        };
+        let start =
+            |core: &mut controlplane::core::Core| match core.machine(&MachineRef::Id(machine.id))?.state {
+                // Begun by a call whose answer a crash swallowed.
+                MachineState::Starting => core.machine(&MachineRef::Id(machine.id)),
+                _ => core.start(&MachineRef::Id(machine.id)),
+            };
         rig.steady(start).unwrap();
         rig.until_state("web", MachineState::Started);
         rig.check_settled("web", machine.id);

@@ -1,5 +1,7 @@
 //! The whole control plane: REST over TCP, hosts over QUIC, a store on disk.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -70,7 +72,8 @@ impl Fleet {
         let directory = tempfile::tempdir().unwrap();
         let running = start(&ca, directory.path(), "127.0.0.1:0".parse().unwrap()).await;
         let world = World::new(&names, 4 << 30);
-        let join = |host: &HostName| FakeHost::start(&world, host, host.as_str(), &ca, running.hosts).unwrap();
+        let join =
+            |host: &HostName| FakeHost::start(&world, host, host.as_str(), &ca, running.hosts).unwrap();
         let hosts = names.iter().map(join).collect();
         // An idle connection would keep the control plane of before a restart alive.
         let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
@@ -137,7 +140,8 @@ impl Fleet {
         loop {
             let list = self.get("/v1/hosts").await;
             let hosts = list["hosts"].as_array().unwrap();
-            let ready = |host: &&Value| host["state"] == state && (state != "online" || !host["ram_bytes"].is_null());
+            let ready =
+                |host: &&Value| host["state"] == state && (state != "online" || !host["ram_bytes"].is_null());
             if hosts.iter().filter(ready).count() == count {
                 return;
             }
@@ -154,7 +158,8 @@ impl Fleet {
     }
 
     async fn migrate(&self, machine: &str, target: &str) -> String {
-        let migration = self.post(&format!("/v1/machines/{machine}/migrate"), json!({"target": target})).await;
+        let migration =
+            self.post(&format!("/v1/machines/{machine}/migrate"), json!({"target": target})).await;
         migration["id"].as_str().unwrap().to_owned()
     }
 
@@ -222,7 +227,10 @@ async fn what_cannot_be_done_is_refused_with_its_reason() {
         post("/v1/machines", Some(json!({"vcpus": 1, "ram_bytes": 1 << 30, "host": "z"}))).await;
     assert_eq!((status, code.as_str()), (404, "no_such_host"));
     assert!(problem["remedy"].as_str().unwrap().contains("a, b"), "{problem}");
-    assert_eq!(post("/v1/machines", Some(json!({"vcpus": 1, "ram_bytes": 1 << 30, "kernel": "x"}))).await.0, 422);
+    assert_eq!(
+        post("/v1/machines", Some(json!({"vcpus": 1, "ram_bytes": 1 << 30, "kernel": "x"}))).await.0,
+        422
+    );
     assert_eq!(post("/v1/machines", Some(json!({"colour": 1}))).await.0, 400);
     let long = json!({"vcpus": 1, "ram_bytes": 1 << 30, "cmdline": "x".repeat(70_000)});
     assert_eq!(post("/v1/machines", Some(long)).await.1, "body_too_long");
@@ -284,8 +292,7 @@ async fn twenty_machines_move_at_once_and_the_control_plane_is_killed_meanwhile(
         migrations.push(fleet.migrate(&format!("web-{at}"), if at % 2 == 0 { "b" } else { "a" }).await);
     }
     let list = fleet.get("/v1/migrations?limit=1000").await;
-    let pending =
-        list["migrations"].as_array().unwrap().iter().filter(|m| m["phase"] == "pending").count();
+    let pending = list["migrations"].as_array().unwrap().iter().filter(|m| m["phase"] == "pending").count();
     assert!(pending >= 12, "only {pending} wait, though each host takes 4 at once");
     fleet.restart().await;
     for migration in &migrations {
@@ -335,7 +342,9 @@ async fn a_second_copy_under_a_lower_epoch_is_destroyed() {
     }
     assert_eq!(fleet.world.running(id), [(name("b"), wire::ids::Epoch(2))]);
     let events = fleet.get("/v1/events?after=0&follow=false&limit=1000").await;
-    let stray = |event: &&Value| event["kind"] == "machine.stray" && event["message"].as_str().unwrap().contains("host c");
+    let stray = |event: &&Value| {
+        event["kind"] == "machine.stray" && event["message"].as_str().unwrap().contains("host c")
+    };
     assert_eq!(events["events"].as_array().unwrap().iter().filter(stray).count(), 1);
 }
 
@@ -401,7 +410,8 @@ async fn events_can_be_taken_up_again_without_loss() {
     let mut fleet = Fleet::new(&["a"]).await;
     fleet.launch("web", "a").await;
     let kept = fleet.get("/v1/events?after=0&follow=false").await;
-    let ids: Vec<u64> = kept["events"].as_array().unwrap().iter().map(|e| e["id"].as_u64().unwrap()).collect();
+    let ids: Vec<u64> =
+        kept["events"].as_array().unwrap().iter().map(|e| e["id"].as_u64().unwrap()).collect();
     assert_eq!(ids, (1..=ids.len() as u64).collect::<Vec<_>>());
     let last = *ids.last().unwrap();
     fleet.restart().await;
@@ -415,8 +425,11 @@ async fn events_can_be_taken_up_again_without_loss() {
         let chunk = tokio::time::timeout(Duration::from_secs(10), stream.chunk()).await.unwrap().unwrap();
         text.push_str(std::str::from_utf8(&chunk.unwrap()).unwrap());
     }
-    let seen: Vec<u64> =
-        text.lines().filter_map(|line| line.strip_prefix("id:")).map(|id| id.trim().parse().unwrap()).collect();
+    let seen: Vec<u64> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("id:"))
+        .map(|id| id.trim().parse().unwrap())
+        .collect();
     assert_eq!(seen[0], last + 1);
     assert!(seen.windows(2).all(|pair| pair[1] == pair[0] + 1), "{seen:?}");
 }
@@ -455,4 +468,60 @@ async fn logs_go_on_across_a_move_a_stop_and_a_start() {
     fleet.get("/v1/machines/web/wait?timeout=10").await;
     let all = read(&fleet, "boot under e3\n").await;
     assert_eq!(all, "boot under e1\none\ntwo\nthree\nboot under e3\n");
+}
+
+/// The document says what is really answered: its routes are there, and its objects have the fields of real ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_openapi_document_is_true() {
+    let fleet = Fleet::new(&["a", "b"]).await;
+    let id = fleet.launch("web", "a").await;
+    let migration = fleet.migrate("web", "b").await;
+    let ended = fleet.ended(&migration).await;
+    let document = fleet.get("/v1/openapi.json").await;
+    let fields = |object: &Value| -> Vec<String> { object.as_object().unwrap().keys().cloned().collect() };
+    let held = |name: &str, real: &Value| {
+        let said = fields(&document["components"]["schemas"][name]["properties"]);
+        let real = fields(real);
+        let missing: Vec<_> = real.iter().filter(|field| !said.contains(field)).collect();
+        assert!(missing.is_empty(), "{name} lacks {missing:?}");
+        let extra: Vec<_> = said.iter().filter(|field| !real.contains(field)).collect();
+        assert!(
+            extra.iter().all(|field| ["next_cursor", "conflicting_id"].contains(&field.as_str())),
+            "{name}: {extra:?}"
+        );
+    };
+    held("Machine", &fleet.get("/v1/machines/web").await);
+    held("MachineList", &fleet.get("/v1/machines").await);
+    held("Migration", &ended);
+    held("Timings", &ended["timings"]);
+    held("MigrationList", &fleet.get("/v1/migrations").await);
+    held("Host", &fleet.get("/v1/hosts/a").await);
+    held("HostList", &fleet.get("/v1/hosts").await);
+    held("Problem", &fleet.refused(Method::GET, "/v1/machines/nope", None).await.2);
+
+    fleet.world.fault(Fault::HoldInPrecopy, true);
+    let held_back = fleet.migrate("web", "a").await;
+    let until = Instant::now() + Duration::from_secs(10);
+    let moving = loop {
+        let now = fleet.get(&format!("/v1/machines/{id}")).await;
+        if !now["migration"]["progress"].is_null() {
+            break now;
+        }
+        assert!(Instant::now() < until, "{now}");
+    };
+    held("MigrationRef", &moving["migration"]);
+    held("Progress", &moving["migration"]["progress"]);
+
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let path = path.replace("{machine}", "web").replace("{migration}", &held_back).replace("{host}", "a");
+        for method in methods.as_object().unwrap().keys() {
+            // Anything but what would change the fleet: a body that is refused shows that the route is there.
+            let method: Method = method.to_uppercase().parse().unwrap();
+            let request = fleet.http.request(method.clone(), format!("{}{path}?odd=1", fleet.running().url));
+            let request = request.bearer_auth(TOKEN).timeout(Duration::from_secs(5));
+            let request = if method == Method::POST { request.body("{\"odd\": 1}") } else { request };
+            let status = request.send().await.unwrap().status();
+            assert!(status != 404 && status != 405, "{method} {path}: {status}");
+        }
+    }
 }

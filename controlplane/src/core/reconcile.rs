@@ -21,6 +21,9 @@ use crate::store::records::{Cleanup, Lifecycle};
 /// Heartbeats in a row without a machine before it counts as lost: one may have been put together before the machine came.
 const MISSING_MAX: u32 = 2;
 
+/// Foreign machines that are told about: a host that makes them up gets no further.
+const FOREIGN_MAX: usize = 10_000;
+
 impl Core {
     pub(super) fn heartbeat(&mut self, host: &HostName, capacity: Capacity, machines: Vec<MachineReport>) {
         let Some(runtime) = self.hosts.get_mut(host) else { return };
@@ -35,7 +38,8 @@ impl Core {
     fn reported(&mut self, host: &HostName, report: &MachineReport) {
         let id = report.machine;
         let Some(record) = self.model.machine(id) else {
-            if self.foreign_seen.insert((host.clone(), id)) {
+            let room = self.foreign_seen.len() < FOREIGN_MAX;
+            if room && self.foreign_seen.insert((host.clone(), id)) {
                 let message =
                     format!("host {host} has machine {id}, which is not on record; it is left alone");
                 self.machine_event(id, EventKind::MachineForeign, message);
@@ -130,9 +134,13 @@ impl Core {
         let migration = self.model.machine(id).and_then(|record| record.migration);
         match migration.and_then(|id| self.model.migration(id)).map(|migration| &migration.state) {
             None => self.fail_machine(id, "lost_with_host", format!("it was lost with host {host}")),
-            Some(State::Pending | State::Preparing | State::Moving { begun: false, .. }) => {
-                self.migrating_machine_gone(id);
-            }
+            // Fenced off the target and gone from the source: nobody has it.
+            Some(
+                State::Pending
+                | State::Preparing
+                | State::Moving { begun: false, .. }
+                | State::Reclaiming { .. },
+            ) => self.migrating_machine_gone(id),
             // It may have moved: the saga finds out.
             Some(_) => {}
         }

@@ -37,9 +37,13 @@ pub fn next(state: &State, event: Event) -> Result<State, Illegal> {
         (State::Fencing, event) => fencing(state, event),
         (State::Reclaiming { .. }, Event::Reclaimed) => ended(End::failed(
             "peer_lost",
-            "the target never confirmed; it was fenced and the source took the machine back",
+            "it was not certain whether the target had it; the target was fenced and the source took it back",
         )),
         (State::Reclaiming { .. }, Event::MachineGone) => ended(lost()),
+        // The source has seen a higher epoch than the one it was told: again, under one above that.
+        (State::Reclaiming { epoch }, Event::Fenced { reclaim }) if reclaim > *epoch => {
+            Ok(State::Reclaiming { epoch: reclaim })
+        }
         // The control plane learnt from the target that it had succeeded; the figures come from the source.
         (
             State::Ended { end: End::Succeeded { timings: None } },

@@ -166,9 +166,6 @@ pub struct MachineRecord {
     pub boot: Boot,
     /// The CPU it sees.
     pub cpu: Cpu,
-    /// The host it was asked to run on at launch.
-    #[serde(with = "text_option")]
-    pub pinned: Option<HostName>,
     /// Where in its life it is.
     pub lifecycle: Lifecycle,
     /// Why it failed or stopped by itself.

@@ -158,12 +158,8 @@ async fn dial(
     let server = PeerIdentity::new(Kind::Control, "control")?.dns_name();
     let connection = endpoint.connect(control, &server)?.await?;
     let (mut send, receive) = connection.open_bi().await?;
-    let hello = FromHost::Hello {
-        version: VERSION,
-        host: name.clone(),
-        boot_nonce: 1,
-        release: "fake".to_owned(),
-    };
+    let hello =
+        FromHost::Hello { version: VERSION, host: name.clone(), boot_nonce: 1, release: "fake".to_owned() };
     write(&mut send, &hello).await?;
     Ok((send, receive))
 }

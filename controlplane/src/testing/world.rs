@@ -174,7 +174,7 @@ impl World {
         let has = |host: &&HostName| {
             inner.hosts.get(*host).is_some_and(|host| {
                 let live = |(id, _): &(MachineId, Epoch)| *id == machine;
-                host.machines.contains_key(&machine) || host.incoming.values().any(|entry| live(entry))
+                host.machines.contains_key(&machine) || host.incoming.values().any(live)
             })
         };
         inner.hosts.keys().filter(has).cloned().collect()
@@ -363,7 +363,8 @@ impl Inner {
         if self.faults.contains(&Fault::LoseRunning) {
             return;
         }
-        let outcome = Outcome::Succeeded(Timings { total_ms: 12, rounds: 2, pause_us: 3400, ..Timings::default() });
+        let outcome =
+            Outcome::Succeeded(Timings { total_ms: 12, rounds: 2, pause_us: 3400, ..Timings::default() });
         if let Some(host) = self.hosts.get_mut(source) {
             if let Some(outgoing) = host.outgoing.get_mut(&id) {
                 outgoing.step = Step::Ended;

@@ -196,7 +196,7 @@ impl Rig {
                 }
             }
         }
-        if self.round % HEARTBEAT_ROUNDS == 0 {
+        if self.round.is_multiple_of(HEARTBEAT_ROUNDS) {
             says.push(self.world.heartbeat(name));
         }
         for message in says {
@@ -225,7 +225,10 @@ impl Rig {
     }
 
     /// Runs `change` when all hosts are in sight; again if a crash came in between, since no host is in sight right after it.
-    pub fn steady<R>(&mut self, mut change: impl FnMut(&mut Core) -> Result<R, Problem>) -> Result<R, Problem> {
+    pub fn steady<R>(
+        &mut self,
+        mut change: impl FnMut(&mut Core) -> Result<R, Problem>,
+    ) -> Result<R, Problem> {
         loop {
             self.until("all hosts are online", |rig| {
                 let hosts = rig.call(|core| Ok(core.host_list())).unwrap().hosts;
@@ -260,7 +263,8 @@ impl Rig {
             cmdline: None,
             host: Some(host(on)),
         };
-        self.keyed(&format!("launch {name}"), |core| Answered::new(201, None, &core.launch(&request)?)).unwrap()
+        self.keyed(&format!("launch {name}"), |core| Answered::new(201, None, &core.launch(&request)?))
+            .unwrap()
     }
 
     pub fn migrate(&mut self, key: &str, name: &str, to: &str) -> Result<Migration, Problem> {

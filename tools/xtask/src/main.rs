@@ -129,15 +129,17 @@ fn prepare() -> Result<repository::Binaries> {
 }
 
 fn demonstrate(options: &demo::Options) -> Result<bool> {
-    let binaries = prepare()?;
     let json = options.json;
     // Data goes to stdout, and with --json the data is the object.
     let say = |line: &str| if json { eprintln!("{line}") } else { println!("{line}") };
-    let result = demo::run(options, binaries, &say)?;
+    let shown = prepare().and_then(|binaries| demo::run(options, binaries, &say));
     if json {
-        println!("{}", serde_json::to_string(&result).context("writing the result")?);
+        // Programs get their object also when the demo could not begin.
+        let unbegun = demo::DemoResult { dirty_pages_per_s: options.dirty, ..demo::DemoResult::default() };
+        let result = shown.as_ref().unwrap_or(&unbegun);
+        println!("{}", serde_json::to_string(result).context("writing the result")?);
     }
-    Ok(result.ok)
+    shown.map(|result| result.ok)
 }
 
 fn bring_up(up: Up) -> Result<bool> {

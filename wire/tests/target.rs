@@ -45,11 +45,13 @@ const fn commit(attempt: u32) -> SourceMessage {
 }
 
 fn said(actions: &[TargetAction]) -> Vec<&TargetMessage> {
-    let message = |action| match action {
-        TargetAction::Send { message, .. } => Some(message),
-        _ => None,
-    };
-    actions.iter().filter_map(message).collect()
+    actions
+        .iter()
+        .filter_map(|action| match action {
+            TargetAction::Send { message, .. } => Some(message),
+            _ => None,
+        })
+        .collect()
 }
 
 impl Rig {

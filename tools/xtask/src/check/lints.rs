@@ -15,7 +15,7 @@ const DENY_LIMIT: Duration = Duration::from_secs(120);
 /// Files that rustfmt would change.
 pub fn formatting() -> Result<Vec<String>> {
     let mut differing = Vec::new();
-    for manifest in ["Cargo.toml", "tests/guest/Cargo.toml"] {
+    for manifest in ["Cargo.toml", "tests/guest/Cargo.toml", "wire/fuzz/Cargo.toml", "vmm/fuzz/Cargo.toml"] {
         let mut cargo = repository::cargo();
         cargo.args(["fmt", "--all", "--manifest-path", manifest, "--", "--check", "--files-with-diff"]);
         let output = command::finish(&mut cargo)?;

@@ -1,12 +1,12 @@
 //! Guest RAM as the data plane sees it: numbered pages, copied in and out.
 
-use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use rustix::mm::Advice;
 use vm_memory::Bytes as _;
-use wire::units::{PAGE_BYTES, PAGE_BYTES_USIZE, PageIndex, RamSize};
+use wire::units::{CHUNK_BYTES, PAGE_BYTES_USIZE, PageIndex, RamSize};
 
 use super::shm::{Shm, ShmError};
 
@@ -62,15 +62,18 @@ impl GuestRam {
         }
     }
 
-    /// The next pages at or after `from` that were ever written; empty, and past all pages, if there are none. Asking costs no memory, whereas
-    /// reading a page that was never written has the kernel allocate it.
-    pub fn written_from(&self, from: PageIndex) -> Range<u64> {
-        let end = self.size.pages();
-        let seek = |to| rustix::fs::seek(&self.shm, to).map(|at| at / PAGE_BYTES);
-        let Ok(start) = seek(SeekFrom::Data(from.byte_offset())) else { return end..end };
-        // When the kernel cannot say, reading is right, only slower.
-        let stop = seek(SeekFrom::Hole(start * PAGE_BYTES)).unwrap_or(end);
-        start..stop.max(start + 1)
+    /// Whether any page of a chunk was ever written. Asking costs no memory, whereas reading a page that was never written has the kernel
+    /// allocate it. (Where the next *hole* is would be the wrong question: the kernel looks through all of RAM for it.)
+    pub fn chunk_written(&self, chunk: u64) -> bool {
+        let Some(start) = chunk.checked_mul(CHUNK_BYTES).filter(|start| *start < self.size.bytes()) else {
+            return false;
+        };
+        match rustix::fs::seek(&self.shm, SeekFrom::Data(start)) {
+            Ok(data) => data < start + CHUNK_BYTES,
+            Err(Errno::NXIO) => false,
+            // When the kernel cannot say, reading is right, only slower.
+            Err(_) => true,
+        }
     }
 
     /// Writes part of RAM, from byte `offset`. Returns whether it lay within RAM; nothing is written if not.
@@ -133,15 +136,12 @@ mod tests {
     }
 
     #[test]
-    fn pages_never_written_are_known_without_reading_them() {
+    fn chunks_never_written_are_known_without_reading_them() {
         let ram = ram();
-        let end = ram.size().pages();
-        assert_eq!(ram.written_from(PageIndex(0)), end..end);
-        assert!(ram.copy_in(7 * 4096, &[0; 2 * 4096]));
-        assert_eq!(ram.written_from(PageIndex(0)), 7..9);
-        assert_eq!(ram.written_from(PageIndex(8)), 8..9);
-        assert_eq!(ram.written_from(PageIndex(9)), end..end);
-        assert_eq!(ram.written_from(PageIndex(end)), end..end);
+        assert!(ram.copy_in(3 * CHUNK_BYTES - 4096, &[0; 4096]));
+        let written: Vec<bool> = (0..9).map(|chunk| ram.chunk_written(chunk)).collect();
+        assert_eq!(written, [false, false, true, false, false, false, false, false, false]);
+        assert!(!ram.chunk_written(u64::MAX));
     }
 
     #[test]

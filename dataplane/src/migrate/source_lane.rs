@@ -3,6 +3,7 @@
 //! The order that loses nothing: bits are taken and recorded as in flight in one step ([`InFlight`]), and only then is the page
 //! read. A page that the guest writes meanwhile is dirty again and goes out in a later round.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
@@ -164,8 +165,8 @@ struct OutLane {
     totals: LaneTotals,
     batches: u32,
     buffers: BufferPool,
-    /// Pages known to have been written at some time, which they stay: those are read, others are zero.
-    written: Range<u64>,
+    /// Chunks known to have been written at some time, which they stay.
+    written: HashSet<u64>,
 }
 
 impl OutLane {
@@ -184,7 +185,7 @@ impl OutLane {
             totals: LaneTotals::default(),
             batches: 0,
             buffers: BufferPool::default(),
-            written: 0..0,
+            written: HashSet::new(),
         })
     }
 
@@ -209,7 +210,7 @@ impl OutLane {
             }
             self.send_batch(memory, round, &runs).await?;
             self.batches += 1;
-            glommio::yield_if_needed().await;
+            glommio::executor().yield_now().await;
         }
     }
 
@@ -283,30 +284,30 @@ impl Cursor<'_> {
 
 /// Copies the pages of `runs` into `buffer`, zero pages left out; returns the batch and the number of pages copied.
 ///
-/// A page that was never written is zero without being read. That it was not is asked after its dirty bit was taken, so a
+/// Pages of a chunk that was never written are zero without being read. That it was not is asked after their dirty bits were taken, so a
 /// write that came too late for the answer has set the bit again.
 fn fill(
     memory: &MachineMemory,
     round: u32,
     runs: &[PageRun],
     buffer: &mut [u8],
-    written: &mut Range<u64>,
+    written: &mut HashSet<u64>,
 ) -> (Batch, usize) {
     let mut batch = Batch { round, content: Vec::new(), zero: Vec::new() };
     let (places, _) = buffer.as_chunks_mut::<PAGE_BYTES_USIZE>();
     let mut used = 0;
-    let mut unwritten = 0..0;
-    for page in runs.iter().flat_map(|run| run.pages()) {
-        if !written.contains(&page.0) && !unwritten.contains(&page.0) {
-            *written = memory.ram.written_from(page);
-            unwritten = page.0..written.start;
-        }
-        let Some(place) = places.get_mut(used) else { break };
-        if written.contains(&page.0) && memory.ram.copy_out(page, place) == PageContent::Data {
-            used += 1;
-            extend(&mut batch.content, page);
-        } else {
-            extend(&mut batch.zero, page);
+    for run in runs {
+        // A run lies in one word of the bitmap, so in one chunk.
+        let chunk = run.first.chunk();
+        let read = written.contains(&chunk) || (memory.ram.chunk_written(chunk) && written.insert(chunk));
+        for page in run.pages() {
+            let Some(place) = places.get_mut(used) else { break };
+            if read && memory.ram.copy_out(page, place) == PageContent::Data {
+                used += 1;
+                extend(&mut batch.content, page);
+            } else {
+                extend(&mut batch.zero, page);
+            }
         }
     }
     (batch, used)
@@ -363,8 +364,8 @@ mod tests {
             assert!(memory.ram.copy_in(page * 4096 + 8, &[1]));
         }
         let mut buffer = vec![0; BATCH_PAGES * PAGE_BYTES_USIZE];
-        let runs = [PageRun { first: PageIndex(510), count: 5 }];
-        let (batch, used) = fill(&memory, 3, &runs, &mut buffer, &mut (0..0));
+        let runs = [PageRun { first: PageIndex(510), count: 2 }, PageRun { first: PageIndex(512), count: 3 }];
+        let (batch, used) = fill(&memory, 3, &runs, &mut buffer, &mut HashSet::new());
         assert_eq!(used, 4);
         let run = |first, count| WireRun { first, count };
         assert_eq!(batch.content, [run(510, 2), run(512, 1), run(514, 1)]);

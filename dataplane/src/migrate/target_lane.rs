@@ -198,7 +198,7 @@ async fn receive(
                 sink.tell(TargetEvent::LaneRoundDone { lane, round, digest });
             }
         }
-        glommio::yield_if_needed().await;
+        glommio::executor().yield_now().await;
     }
     Ok(())
 }

@@ -117,6 +117,15 @@ fn a_reserved_batch_is_not_applied_until_said() {
     assert_eq!(receiver.point(), LanePoint { round: 4, batches: 1 });
 }
 
+#[test]
+fn a_lane_that_nobody_announced_is_not_forgotten() {
+    let mut ledger = Ledger::new(0);
+    ledger.record(2, 1, 0, vec![PageRun { first: PageIndex(5), count: 2 }]);
+    let mut dirty = PageSet::empty(4096);
+    ledger.give_back(&Resume::default(), &mut dirty);
+    assert_eq!(dirty.count(), 2);
+}
+
 proptest! {
     /// However the target got on, each page in flight is either given back or was before the point that the lane reached.
     #[test]

@@ -30,10 +30,14 @@ impl Ledger {
         Self { lanes: vec![LaneLog::default(); usize::from(lanes)] }
     }
 
-    /// A batch of `lane` (from 0) is about to be read and sent. A lane that does not exist is a caller's error and counts as lane 0, so that nothing is forgotten.
+    /// A batch of `lane` (from 0) is about to be read and sent. A lane beyond the number given at first gets a log of its own, so that
+    /// nothing is ever forgotten.
     pub fn record(&mut self, lane: u16, round: u32, batch: u32, runs: Vec<PageRun>) {
-        let index = if usize::from(lane) < self.lanes.len() { usize::from(lane) } else { 0 };
-        if let Some(log) = self.lanes.get_mut(index) {
+        let lane = usize::from(lane);
+        if lane >= self.lanes.len() {
+            self.lanes.resize_with(lane + 1, LaneLog::default);
+        }
+        if let Some(log) = self.lanes.get_mut(lane) {
             log.batches.push_back((round, batch, runs));
         }
     }

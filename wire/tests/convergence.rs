@@ -110,6 +110,20 @@ fn the_forecast_tells_rates_and_time() {
     assert!((200_000..300_000).contains(&forecast.eta_us), "{forecast:?}");
 }
 
+#[test]
+fn a_pause_within_the_budget_is_shortened_while_each_round_takes_much_off() {
+    let mut convergence = Convergence::new(policy());
+    convergence.round_sent(GIB, 1_000_000);
+    // 4 ms of copying: within the 10 ms, but a round more may save most of it.
+    assert_eq!(convergence.decide(1, 1_000), Decision::NextRound);
+    assert_eq!(convergence.decide(2, 100), Decision::Switchover);
+
+    let mut stuck = Convergence::new(policy());
+    stuck.round_sent(GIB, 1_000_000);
+    assert_eq!(stuck.decide(1, 1_000), Decision::NextRound);
+    assert_eq!(stuck.decide(2, 1_000), Decision::Switchover);
+}
+
 proptest! {
     #[test]
     fn without_a_hard_cap_it_always_ends(

@@ -53,6 +53,9 @@ pub enum Decision {
     Stalled,
 }
 
+/// Rounds that may be taken to shorten a pause that is within the budget already.
+const POLISH_ROUNDS_MAX: u32 = 3;
+
 /// What is expected, as of the last [`Convergence::decide`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Forecast {
@@ -78,6 +81,8 @@ pub struct Convergence {
     rounds: u32,
     best_us: u64,
     rounds_since_best: u32,
+    /// Rounds taken although the budget was met.
+    polished: u32,
     forecast: Forecast,
 }
 
@@ -93,6 +98,7 @@ impl Convergence {
             rounds: 0,
             best_us: u64::MAX,
             rounds_since_best: 0,
+            polished: 0,
             forecast: Forecast { downtime_us: 0, eta_us: 0, dirty_pages_per_s: 0, bytes_per_s: 0 },
         }
     }
@@ -119,9 +125,16 @@ impl Convergence {
         if predicted < self.best_us.saturating_sub(self.best_us / 10) {
             self.rounds_since_best = 0;
         }
+        let much_better = predicted < self.best_us.saturating_sub(self.best_us / 4);
         self.best_us = self.best_us.min(predicted);
         if predicted <= self.policy.downtime_budget_us {
-            return Decision::Switchover;
+            // Within the budget. A round costs a few milliseconds in which the guest runs; while each one still takes a good part off a pause
+            // that is mostly copying, it is worth them.
+            let copying_us = predicted.saturating_sub(self.policy.fixed_us);
+            let polish =
+                much_better && copying_us > self.policy.fixed_us / 2 && self.polished < POLISH_ROUNDS_MAX;
+            self.polished = self.polished.saturating_add(u32::from(polish));
+            return if polish { Decision::NextRound } else { Decision::Switchover };
         }
         let spent = self.rounds >= self.policy.rounds_max;
         if !spent && self.rounds_since_best < self.policy.stall_rounds {

@@ -1,5 +1,6 @@
 //! The checks that other tools do: rustfmt, clippy, cargo-deny.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -14,7 +15,8 @@ const DENY_LIMIT: Duration = Duration::from_secs(120);
 
 /// Files that rustfmt would change.
 pub fn formatting() -> Result<Vec<String>> {
-    let mut differing = Vec::new();
+    // The fuzz targets' packages name crates of the workspace, which are then looked at twice.
+    let mut differing = BTreeSet::new();
     for manifest in ["Cargo.toml", "tests/guest/Cargo.toml", "wire/fuzz/Cargo.toml", "vmm/fuzz/Cargo.toml"] {
         let mut cargo = repository::cargo();
         cargo.args(["fmt", "--all", "--manifest-path", manifest, "--", "--check", "--files-with-diff"]);
@@ -23,10 +25,10 @@ pub fn formatting() -> Result<Vec<String>> {
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         differing.extend(files.lines().map(|file| format!("{file}: run cargo fmt")));
         if !output.status.success() && files.trim().is_empty() {
-            differing.push(format!("`{}` failed: {}", command::shown(&cargo), said.trim()));
+            differing.insert(format!("`{}` failed: {}", command::shown(&cargo), said.trim()));
         }
     }
-    Ok(differing)
+    Ok(differing.into_iter().collect())
 }
 
 /// Clippy with warnings as errors, on the workspace or on the package of `manifest`.

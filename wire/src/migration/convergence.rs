@@ -131,8 +131,8 @@ impl Convergence {
             // Within the budget. A round costs a few milliseconds in which the guest runs; while each one still takes a good part off a pause
             // that is mostly copying, it is worth them.
             let copying_us = predicted.saturating_sub(self.policy.fixed_us);
-            let polish =
-                much_better && copying_us > self.policy.fixed_us / 2 && self.polished < POLISH_ROUNDS_MAX;
+            let may = self.polished < POLISH_ROUNDS_MAX && self.rounds < self.policy.rounds_max;
+            let polish = may && much_better && copying_us > self.policy.fixed_us / 2;
             self.polished = self.polished.saturating_add(u32::from(polish));
             return if polish { Decision::NextRound } else { Decision::Switchover };
         }

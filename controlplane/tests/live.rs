@@ -204,7 +204,12 @@ async fn a_machine_is_launched_moved_stopped_started_and_removed() {
     assert_eq!(status, StatusCode::ACCEPTED);
     let gone = fleet.get(&format!("/v1/machines/{id}/wait?state=destroyed&timeout=10")).await;
     assert_eq!(gone["state"], "destroyed");
-    assert!(fleet.world.traces(id).is_empty());
+    // Gone for its owner; a host that it left earlier may have a moment to go.
+    let until = Instant::now() + Duration::from_secs(10);
+    while !fleet.world.traces(id).is_empty() {
+        assert!(Instant::now() < until, "left on {:?}", fleet.world.traces(id));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     assert_eq!(fleet.world.violations(), Vec::<String>::new());
 }
 
@@ -288,13 +293,15 @@ async fn twenty_machines_move_at_once_and_the_control_plane_is_killed_meanwhile(
         host.delay(Duration::from_millis(15));
     }
     let mut migrations = Vec::new();
+    fleet.world.fault(Fault::HoldInPrecopy, true);
     for at in 0..20 {
         migrations.push(fleet.migrate(&format!("web-{at}"), if at % 2 == 0 { "b" } else { "a" }).await);
     }
     let list = fleet.get("/v1/migrations?limit=1000").await;
     let pending = list["migrations"].as_array().unwrap().iter().filter(|m| m["phase"] == "pending").count();
-    assert!(pending >= 12, "only {pending} wait, though each host takes 4 at once");
+    assert_eq!(pending, 16, "each host takes 4 at once");
     fleet.restart().await;
+    fleet.world.fault(Fault::HoldInPrecopy, false);
     for migration in &migrations {
         let ended = fleet.ended(migration).await;
         assert_eq!(ended["phase"], "succeeded", "{ended}");

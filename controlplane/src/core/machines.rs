@@ -190,6 +190,10 @@ impl Core {
             Ending::Gone => (Lifecycle::Gone, EventKind::MachineDestroyed, "it is removed"),
         };
         record.lifecycle = lifecycle;
+        // Nothing is left to forward packets to.
+        for cleanup in &record.cleanups {
+            self.dispatch.expedite(&Purpose::Cleanup(id, cleanup.host.clone()));
+        }
         let message = record.reason.as_ref().map_or_else(|| message.to_owned(), |r| r.detail.clone());
         self.machine_event(id, kind, message);
         if then == Ending::Gone {

@@ -1,1 +1,21 @@
-//! tests
+//! End-to-end tests: real processes, real KVM, broken on purpose.
+//!
+//! A test brings up a fleet in network namespaces ([`Ground`]), puts a guest on it that rewrites its memory and talks TCP all the while ([`Subject`]),
+//! moves it ([`Move`]), breaks something, and then asks the same questions always:
+//!
+//! * does exactly one copy run, and on the host that the documentation says;
+//! * is every page of the guest what the guest wrote, has no connection broken and no clock stepped back;
+//! * is anything left: processes, taps, routes, memory ([`tidy`]);
+//! * does another migration succeed.
+//!
+//! The answers come from the guest, the client and the kernel. What our own programs say is only compared with them. A test
+//! that cannot run here prints `SKIPPED: ` and the reason.
+
+mod ground;
+mod moves;
+mod subject;
+pub mod tidy;
+
+pub use ground::{Frozen, Ground};
+pub use moves::Move;
+pub use subject::Subject;

@@ -4,14 +4,14 @@
 //! migrations to and fro. What is reported is seen from outside (client, kernel) and from inside (guest), beside what
 //! our own processes say. Everything started is gone afterwards, however it ends.
 
-mod echo;
+pub mod echo;
 mod flow;
-mod guest;
+pub mod guest;
 mod result;
 mod tcp_info;
 #[cfg(test)]
 mod tests;
-mod watch;
+pub mod watch;
 
 pub use flow::run;
 pub use result::{DemoResult, Options};

@@ -1,6 +1,7 @@
 //! Breaking a fleet on purpose, and mending it: what the end-to-end tests inject.
 
 use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
 
 use super::layout::{FABRIC_LINK, Host};
 use super::processes::{self, Process};
@@ -18,6 +19,21 @@ impl Fleet {
         let (name, mut child) = self.children.swap_remove(place);
         child.kill().with_context(|| format!("killing {name}"))?;
         child.wait().with_context(|| format!("waiting for {name}")).map(drop)
+    }
+
+    /// A host loses power: its daemon and all its machines are gone at once.
+    ///
+    /// # Errors
+    /// When its daemon does not run.
+    pub fn kill_with_machines(&mut self, host: &Host) -> Result<()> {
+        self.kill(&host.name())?;
+        self.vmms_on(host).iter().for_each(|vmm| vmm.signal(Signal::KILL));
+        Ok(())
+    }
+
+    /// Process number of a daemon (`control` or a host's name) that we started and did not kill.
+    pub fn pid(&self, service: &str) -> Option<u32> {
+        self.children.iter().find(|(name, _)| name == service).map(|(_, child)| child.id())
     }
 
     /// The processes that run machines, on all hosts. On one machine they share a process table, so the host is told by the network namespace.

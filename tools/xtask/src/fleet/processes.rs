@@ -39,6 +39,16 @@ pub struct Service {
 }
 
 impl Service {
+    /// Gives an option another value, or adds it.
+    pub fn set_option(&mut self, option: &str, value: &str) {
+        match self.arguments.iter().position(|word| word == option) {
+            Some(place) if place + 1 < self.arguments.len() => {
+                value.clone_into(&mut self.arguments[place + 1])
+            }
+            _ => self.arguments.extend([option.to_owned(), value.to_owned()]),
+        }
+    }
+
     /// Starts it, in a process group of its own, so that Ctrl-C in a terminal does not reach it.
     ///
     /// # Errors

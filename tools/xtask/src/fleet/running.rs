@@ -98,6 +98,19 @@ impl Fleet {
         self.start(services::host(&plan.name, host, &plan.binaries, &plan.ram_limit))
     }
 
+    /// As [`Fleet::start_host`], with options of `mashined` added, or put in the place of the usual ones.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_host_with(&mut self, host: &Host, options: &[(&str, &str)]) -> Result<()> {
+        let plan = &self.plan;
+        let mut service = services::host(&plan.name, host, &plan.binaries, &plan.ram_limit);
+        for (option, value) in options {
+            service.set_option(option, value);
+        }
+        self.start(service)
+    }
+
     /// Starts the control plane, at first or again after it was killed, and waits until it answers.
     ///
     /// # Errors

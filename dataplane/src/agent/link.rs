@@ -23,6 +23,8 @@ const IDLE_LIMIT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// Pause between two tries to reach it: the first, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Reports that may wait for the link: a second's worth of progress of a hundred migrations.
+const REPORTS_MAX: usize = 1024;
 /// How long the control plane has to answer Hello.
 const WELCOME_LIMIT: Duration = Duration::from_secs(5);
 
@@ -124,7 +126,7 @@ async fn run(
     };
     tracing::info!(%control, "joined the fleet");
     *pause = RETRY.0;
-    let (to_control, mut outgoing) = mpsc::channel(64);
+    let (to_control, mut outgoing) = mpsc::channel(REPORTS_MAX);
     if events.send(LinkEvent::Up { to_control, heartbeat }).await.is_err() {
         return Ok(());
     }

@@ -181,7 +181,9 @@ async fn serve(config: HostConfig) -> anyhow::Result<()> {
     tracing::info!(host = %host.config.name, shards = shards.count(), "ready");
     let ended = attend(&host, events, reports).await;
     link.abort();
-    drop(host);
+    for index in 0..host.shards.count() {
+        let _ended_already = host.shards.at(index).send(shard::ShardOrder::End).await;
+    }
     for shard in shards.join() {
         shard?;
     }
@@ -297,7 +299,11 @@ impl Host {
                 let host = self.clone();
                 tokio::task::spawn_local(async move {
                     let answer = host.carry_out(*command).await;
-                    host.say(FromHost::Answer { op, answer });
+                    // An answer is waited for at the other end, so it waits for room; a link that broke is asked again.
+                    let link = host.to_control.borrow().clone();
+                    if let Some(link) = link {
+                        let _link_broke = link.send(FromHost::Answer { op, answer }).await;
+                    }
                     host.note_change();
                 });
             }

@@ -27,6 +27,8 @@ impl Host {
             }
             Work::Release => {
                 self.end_vm(machine).await;
+                // How it came here is of no interest any more, and what received it holds on to its RAM.
+                self.forget_arrival(machine);
                 self.ledger.borrow_mut().release(machine.id());
                 self.note_change();
             }

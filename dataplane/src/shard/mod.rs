@@ -74,6 +74,8 @@ pub enum ShardOrder {
         /// The migration.
         migration: MigrationId,
     },
+    /// The daemon ends: tell the peers and end, too.
+    End,
 }
 
 /// What the agent asks of a VMM outside of migrations.
@@ -278,7 +280,7 @@ pub struct ShardStart {
     pub bound: oneshot::Sender<Result<SocketAddr, QuicError>>,
 }
 
-/// Runs a shard until the agent lets go of it.
+/// Runs a shard until the agent ends it.
 pub async fn run(seat: ShardSeat, start: ShardStart) {
     let endpoint = match Endpoint::bind(start.bind, &start.trust, start.options) {
         Ok(endpoint) => endpoint,
@@ -298,8 +300,11 @@ pub async fn run(seat: ShardSeat, start: ShardStart) {
     });
     let accepting = glommio::spawn_local(accept::accept_all(context.clone()));
     let mut orders = start.orders.attach();
-    while let Some(order) = orders.recv().await {
-        apply(&context, order);
+    loop {
+        match orders.recv().await {
+            None | Some(ShardOrder::End) => break,
+            Some(order) => apply(&context, order),
+        }
     }
     accepting.cancel().await;
     context.endpoint.shutdown(0, "host daemon ends").await;
@@ -325,6 +330,8 @@ fn apply(context: &Rc<ShardContext>, order: ShardOrder) {
             context.sinks.borrow_mut().remove(&migration);
             context.targets.borrow_mut().remove(&migration);
         }
+        // The loop that calls this ends instead.
+        ShardOrder::End => {}
     }
 }
 

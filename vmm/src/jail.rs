@@ -17,6 +17,7 @@ const FIRST_UNMEANT: libc::c_uint = 4;
 /// # Errors
 /// The operating system's; the process must not go on then.
 pub fn enter() -> Result<(), Errno> {
+    ignore_hang_up()?;
     set_no_new_privs(true)?;
     for capability in CapabilitySet::all().iter() {
         // Takes CAP_SETPCAP, and a capability that this kernel knows. Without the first the process holds nothing that could grow.
@@ -28,4 +29,12 @@ pub fn enter() -> Result<(), Errno> {
     // SAFETY: only this function's caller exists yet, and it knows of no descriptor from here on.
     let closed = unsafe { libc::close_range(FIRST_UNMEANT, libc::c_uint::MAX, 0) };
     if closed == 0 { Ok(()) } else { Err(Errno::NOSYS) }
+}
+
+/// The daemon's death must not be ours: the kernel sends SIGHUP to a process group that loses its last tie to the session while
+/// one of it is stopped, which is what becomes of a machine under a debugger when `mashined` is restarted.
+fn ignore_hang_up() -> Result<(), Errno> {
+    // SAFETY: ignoring a signal runs no code of ours, and no other thread exists that might change the disposition.
+    let before = unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    if before == libc::SIG_ERR { Err(Errno::INVAL) } else { Ok(()) }
 }

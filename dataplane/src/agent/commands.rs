@@ -6,6 +6,7 @@ use wire::fleet::{Answer, Command, RefusalCode};
 use wire::ids::MachineId;
 
 use super::Host;
+use super::moves::MoveOrder;
 
 /// Most bytes of serial output in one answer.
 const CONSOLE_BYTES_MAX: u32 = 1 << 20;
@@ -47,15 +48,16 @@ impl Host {
                 addresses,
                 forward_to,
                 downtime_budget_us,
-                bandwidth_limit: _,
+                bandwidth_limit: bytes_per_s_max,
             } => {
-                let order = super::moves::MoveOrder {
+                let order = MoveOrder {
                     migration,
                     epoch,
                     target,
                     addresses,
                     forward_to,
                     downtime_budget_us,
+                    bytes_per_s_max,
                 };
                 self.migrate(machine, order).map(done)
             }

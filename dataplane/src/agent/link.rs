@@ -25,6 +25,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(1);
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// Reports that may wait for the link: a second's worth of progress of a hundred migrations.
 const REPORTS_MAX: usize = 1024;
+/// A control plane that does not answer a dial within this is tried again: it may just have been restarted.
+const DIAL_LIMIT: Duration = Duration::from_secs(1);
 /// How long the control plane has to answer Hello.
 const WELCOME_LIMIT: Duration = Duration::from_secs(5);
 
@@ -64,6 +66,9 @@ pub enum LinkError {
     /// Dialling.
     #[error("cannot dial the control plane")]
     Connect(#[from] quinn::ConnectError),
+    /// Nobody answers there.
+    #[error("the control plane does not answer; is it running, and is --control its --fleet-listen address?")]
+    NoAnswer,
     /// The connection ended.
     #[error("the connection to the control plane ended")]
     Lost(#[from] quinn::ConnectionError),
@@ -114,7 +119,8 @@ async fn run(
 ) -> Result<(), LinkError> {
     let endpoint = endpoint(control, trust)?;
     let name = pki::PeerIdentity::new(pki::Kind::Control, CONTROL_NAME)?.dns_name();
-    let connection = endpoint.connect(control, &name)?.await?;
+    let dialled = tokio::time::timeout(DIAL_LIMIT, endpoint.connect(control, &name)?).await;
+    let connection = dialled.map_err(|_| LinkError::NoAnswer)??;
     let (mut send, mut receive) = connection.open_bi().await?;
     write(&mut send, hello).await.map_err(LinkError::Stream)?;
     let answer =

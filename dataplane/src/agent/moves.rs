@@ -34,6 +34,7 @@ pub(super) struct MoveOrder {
     pub addresses: Vec<String>,
     pub forward_to: ForwardAddress,
     pub downtime_budget_us: u64,
+    pub bytes_per_s_max: u64,
 }
 
 /// A migration out of this host: kept, with its outcome, until the machine is gone or moves again.
@@ -190,7 +191,14 @@ impl Host {
         );
         config.versions = self.versions();
         config.policy.downtime_budget_us = order.downtime_budget_us;
-        let job = SourceJob { config, addresses, memory: vm.memory, inputs, session: session.clone() };
+        let job = SourceJob {
+            config,
+            addresses,
+            memory: vm.memory,
+            bytes_per_s_max: order.bytes_per_s_max,
+            inputs,
+            session: session.clone(),
+        };
         let home = self.shards.at(self.shards.home_of(id));
         home.try_send(ShardOrder::Source(Box::new(job)))
             .map_err(|_| Refusal::new(RefusalCode::Busy, "the shard has too much to do; try again"))?;

@@ -80,7 +80,7 @@ impl Lanes {
         while start < ram.chunks() {
             let end = (start + range_chunks).min(ram.chunks());
             vmm.dirty_take(PageIndex(start * CHUNK_PAGES), (end - start) * CHUNK_PAGES).await?;
-            self.command(&LaneCommand::Range { round, chunks: start..end })?;
+            self.command(&LaneCommand::Range { round, chunks: start..end, paused: false })?;
             under_way += 1;
             if under_way == RANGES_UNDER_WAY {
                 self.ranges_done(1).await?;
@@ -99,7 +99,7 @@ impl Lanes {
     pub async fn send_final(&mut self, ram: RamSize, round: u32) -> Result<RoundTotals, RoundError> {
         let started = now();
         let chunks: Range<u64> = 0..ram.chunks();
-        self.command(&LaneCommand::Range { round, chunks })?;
+        self.command(&LaneCommand::Range { round, chunks, paused: true })?;
         self.command(&LaneCommand::EndRound { round })?;
         self.ranges_done(1).await?;
         self.collect(round, started.0).await

@@ -42,6 +42,8 @@ pub struct SourceJob {
     pub addresses: Vec<SocketAddr>,
     /// Its memory.
     pub memory: Arc<MachineMemory>,
+    /// Most bytes a second before the pause, over all lanes; 0 for no limit.
+    pub bytes_per_s_max: u64,
     /// Where the session is reached, both ends: the agent keeps a ringer.
     pub inputs: Doorbell<SourceInput>,
     /// The other end of `inputs`, for lanes and answers of the agent.
@@ -87,6 +89,7 @@ async fn run(context: Rc<ShardContext>, vmm: VmmClient, job: SourceJob) {
         config: job.config,
         addresses: job.addresses,
         memory: job.memory,
+        bytes_per_s_max: job.bytes_per_s_max,
         outside: job.session,
         local,
         in_flight: InFlight::new(),
@@ -118,6 +121,7 @@ struct Session {
     config: SourceConfig,
     addresses: Vec<SocketAddr>,
     memory: Arc<MachineMemory>,
+    bytes_per_s_max: u64,
     outside: Ringer<SourceInput>,
     local: mpsc::UnboundedSender<SourceInput>,
     in_flight: InFlight,
@@ -355,6 +359,7 @@ impl Session {
             address,
             peer: peer.clone(),
             memory: self.memory.clone(),
+            bytes_per_s_max: self.bytes_per_s_max.div_ceil(u64::from(lanes.max(1))),
             in_flight: self.in_flight.clone(),
             commands,
             session: self.outside.clone(),

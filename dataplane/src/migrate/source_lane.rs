@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -15,7 +16,7 @@ use wire::frame;
 use wire::ids::MigrationId;
 use wire::migration::lane::{Batch, LaneOpen, LaneRecord, LaneSender, WireRun};
 use wire::pages::{CHUNK_WORDS, Lane, PageRun, chunks_of, runs_in};
-use wire::units::{PAGE_BYTES_USIZE, PageIndex};
+use wire::units::{Instant, PAGE_BYTES_USIZE, PageIndex};
 
 use super::buffers::BufferPool;
 use super::in_flight::InFlight;
@@ -23,8 +24,8 @@ use super::source::SourceInput;
 use crate::doorbell::{Doorbell, Ringer};
 use crate::memory::{MachineMemory, PageContent};
 use crate::quic::{Connection, SendStream};
-use crate::shard::ShardContext;
 use crate::shard::stream::{self, StreamError};
+use crate::shard::{ShardContext, now};
 
 /// Pages in one batch at most: a mebibyte. Large enough that headers and bookkeeping vanish, small enough that two lanes share the
 /// work of a round evenly. Also bounds the runs of a batch, as each is a page or more.
@@ -50,6 +51,8 @@ pub struct SourceLaneJob {
     pub peer: pki::PeerIdentity,
     /// The machine's memory.
     pub memory: Arc<MachineMemory>,
+    /// Most bytes a second before the pause, on this lane; 0 for no limit.
+    pub bytes_per_s_max: u64,
     /// Shared with the session.
     pub in_flight: InFlight,
     /// What to send.
@@ -67,6 +70,8 @@ pub enum LaneCommand {
         round: u32,
         /// The chunks; the lane takes its own among them.
         chunks: Range<u64>,
+        /// Whether the guest is paused: then the limit on bandwidth does not hold.
+        paused: bool,
     },
     /// End the round.
     EndRound {
@@ -138,7 +143,8 @@ async fn serve(context: Rc<ShardContext>, job: SourceLaneJob) -> Result<(), Stre
             }
         };
         let news = match command {
-            Some(LaneCommand::Range { round, chunks }) => {
+            Some(LaneCommand::Range { round, chunks, paused }) => {
+                out.pace.bytes_per_s_max = if paused { 0 } else { job.bytes_per_s_max };
                 out.send_range(&job.memory, &job.in_flight, round, chunks).await?;
                 LaneNews::RangeDone
             }
@@ -167,6 +173,31 @@ struct OutLane {
     buffers: BufferPool,
     /// Chunks known to have been written at some time, which they stay.
     written: HashSet<u64>,
+    pace: Pace,
+}
+
+/// Keeps a lane within a limit of bandwidth.
+#[derive(Default)]
+struct Pace {
+    /// 0: none.
+    bytes_per_s_max: u64,
+    /// When the next batch may go.
+    due: Instant,
+}
+
+impl Pace {
+    /// Waits until it is the turn of so many bytes. The wait is the limit itself; there is no event to wait for instead.
+    async fn turn(&mut self, bytes: u64) {
+        if self.bytes_per_s_max == 0 {
+            return;
+        }
+        let wait_us = self.due.us_since(now());
+        if wait_us > 0 {
+            glommio::timer::sleep(Duration::from_micros(wait_us)).await;
+        }
+        let takes_us = u128::from(bytes) * 1_000_000 / u128::from(self.bytes_per_s_max);
+        self.due = now().plus_us(u64::try_from(takes_us).unwrap_or(u64::MAX));
+    }
 }
 
 impl OutLane {
@@ -186,6 +217,7 @@ impl OutLane {
             batches: 0,
             buffers: BufferPool::default(),
             written: HashSet::new(),
+            pace: Pace::default(),
         })
     }
 
@@ -229,6 +261,7 @@ impl OutLane {
         self.totals.bytes += head.len() as u64 + u64::from(payload_bytes);
         self.totals.pages += pages as u64;
         self.totals.zero_pages += total - pages as u64;
+        self.pace.turn(head.len() as u64 + u64::from(payload_bytes)).await;
         let payload = self.buffers.lend(buffer, pages * PAGE_BYTES_USIZE);
         self.stream.write_chunks(&mut [Bytes::from_owner(head), payload]).await?;
         Ok(())

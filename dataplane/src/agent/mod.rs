@@ -97,6 +97,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 /// What the agent knows of its host. Touched only from the agent's thread.
 pub(crate) struct Host {
     config: HostConfig,
+    boot_nonce: u64,
     net: HostNetwork,
     shards: ShardHandles,
     /// Where each shard can be dialled, on the fabric.
@@ -172,11 +173,12 @@ async fn serve(config: HostConfig) -> anyhow::Result<()> {
         to_control: RefCell::default(),
         heartbeat: Cell::new(Duration::from_secs(1)),
         changed: Notify::new(),
+        boot_nonce: boot_nonce(),
         config,
     });
     host.adopt(survivors).await;
     let (events_in, events) = mpsc::channel(256);
-    let hello = hello(&host.config.name);
+    let hello = hello(&host.config.name, host.boot_nonce);
     let link = tokio::task::spawn_local(link::keep(host.config.control, trust, hello, events_in));
     tracing::info!(host = %host.config.name, shards = shards.count(), "ready");
     let ended = attend(&host, events, reports).await;

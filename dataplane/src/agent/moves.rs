@@ -190,6 +190,7 @@ impl Host {
             u16::try_from(lanes).unwrap_or(1),
         );
         config.versions = self.versions();
+        config.incarnation = self.boot_nonce;
         config.policy.downtime_budget_us = order.downtime_budget_us;
         let job = SourceJob {
             config,

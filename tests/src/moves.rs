@@ -69,7 +69,15 @@ impl Move {
     /// # Errors
     /// When it does not end.
     pub fn ends(&self, ground: &Ground) -> Result<Migration> {
-        until("the migration to end", MOVE_LIMIT, || {
+        self.ends_within(ground, MOVE_LIMIT)
+    }
+
+    /// As [`Move::ends`], with another limit.
+    ///
+    /// # Errors
+    /// When it does not end within `limit`.
+    pub fn ends_within(&self, ground: &Ground, limit: Duration) -> Result<Migration> {
+        until("the migration to end", limit, || {
             Ok(match self.view(ground) {
                 Ok(view) if view.phase.is_terminal() => Ok(view),
                 Ok(view) => {

@@ -116,3 +116,21 @@ pub fn nothing_is_held(ground: &Ground) -> Result<()> {
         Ok(if a == empty && b == empty { Ok(()) } else { Err(format!("{a:?}, {b:?}")) })
     })
 }
+
+/// Both hosts hold `count` machines each, and nothing more.
+///
+/// # Errors
+/// When that is not so in time.
+pub fn each_holds(ground: &Ground, count: usize) -> Result<()> {
+    until(&format!("each host to hold {count} machines"), SETTLE_LIMIT, || {
+        let (a, b) = (Holdings::of(ground, ground.a)?, Holdings::of(ground, ground.b)?);
+        let right = |held: &Holdings| {
+            held.vmms == count
+                && held.taps == count
+                && held.routes.len() == count
+                && held.answers == held.routes
+        };
+        let apart = a.routes.is_disjoint(&b.routes);
+        Ok(if right(&a) && right(&b) && apart { Ok(()) } else { Err(format!("{a:?}, {b:?}")) })
+    })
+}

@@ -1,13 +1,8 @@
 //! The target breaks in each phase. Before Commit the machine stays on the source and never stops for long; after it, the target has it.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 use controlplane::api::{Phase, Stage};
-use tests::{Ground, Subject};
-
-/// Enough for a machine to load its state. Nobody tells when it has; with too little the test fails, and never passes wrongly.
-const LOADING: Duration = Duration::from_millis(300);
+use tests::{Ground, LOADING, Subject};
 
 #[test]
 fn the_targets_daemon_is_killed_while_memory_is_copied() -> Result<()> {

@@ -243,11 +243,13 @@ async fn start_shards(
     Ok((shards, handles, ports))
 }
 
-fn hello(name: &HostName) -> FromHost {
+/// Differs between two starts of the daemon on one host: all that is asked of it.
+fn boot_nonce() -> u64 {
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    // Differs between two starts of the daemon on one host: all that is asked of it.
-    let boot_nonce =
-        u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX) ^ u64::from(std::process::id());
+    u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX) ^ u64::from(std::process::id())
+}
+
+fn hello(name: &HostName, boot_nonce: u64) -> FromHost {
     FromHost::Hello {
         version: VERSION,
         host: name.clone(),

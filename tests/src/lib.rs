@@ -19,7 +19,3 @@ pub mod tidy;
 pub use ground::{Frozen, Ground};
 pub use moves::Move;
 pub use subject::Subject;
-
-/// Enough for a stopped copy to load its state once it goes on. Nobody tells when it has; with too little a test fails, and never
-/// passes wrongly.
-pub const LOADING: std::time::Duration = std::time::Duration::from_millis(300);

@@ -142,6 +142,7 @@ impl Host {
             return Err(Refusal::new(RefusalCode::Stale, detail));
         }
         self.clear_away(&machine).await;
+        self.settle_doubt(&machine);
         self.tell_sessions_of_end(&machine);
         Ok(())
     }

@@ -40,6 +40,8 @@ pub(super) struct MoveOrder {
 /// A migration out of this host: kept, with its outcome, until the machine is gone or moves again.
 pub(super) struct Outgoing {
     pub machine: MachineId,
+    /// Epoch under which the target owns the machine once it was given away.
+    pub to_epoch: Epoch,
     pub forward_to: ForwardAddress,
     pub standing: RefCell<MigrationStanding>,
     pub session: Ringer<SourceInput>,
@@ -208,6 +210,7 @@ impl Host {
         machine.set_migration(Some(order.migration));
         let outgoing = Outgoing {
             machine: id,
+            to_epoch: order.epoch,
             forward_to: order.forward_to,
             standing: RefCell::new(MigrationStanding::Moving(not_begun(order.migration, &machine))),
             session,
@@ -383,6 +386,16 @@ impl Host {
     /// The machine moves again: the outcome of its earlier migrations is of no use any more.
     fn forget_departure(&self, machine: &Machine) {
         self.outgoing.borrow_mut().retain(|_, o| o.machine != machine.id());
+    }
+
+    /// The control plane has a copy destroyed that was given away: it knows who owns the machine, and the source's session need not ask any more.
+    pub(super) fn settle_doubt(&self, machine: &Machine) {
+        for outgoing in self.outgoing.borrow().values().filter(|o| o.machine == machine.id()) {
+            if *outgoing.standing.borrow() == MigrationStanding::InDoubt {
+                let event = SourceEvent::TargetOwns { epoch: outgoing.to_epoch };
+                let _session_ended = outgoing.session.try_send(SourceInput::Event(event));
+            }
+        }
     }
 
     /// Tells the machine's sessions that its VMM is dead.

@@ -256,7 +256,8 @@ impl Session {
     fn work(&self, work: Work, then: Option<SourceEvent>) {
         let outside = self.outside.clone();
         let done = move |outcome: Result<u64, String>| {
-            if let Some(event) = then.filter(|_| outcome.is_ok()) {
+            // What is to be released and is gone already is released.
+            if let Some(event) = then.filter(|_| outcome.is_ok() || work == Work::Release) {
                 let _session_ended = outside.try_send(SourceInput::Event(event));
             }
         };

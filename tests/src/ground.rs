@@ -17,6 +17,8 @@ use xtask::{command, signals};
 
 /// How often something that tells nothing of its change is asked again.
 const ASK_EVERY: Duration = Duration::from_millis(20);
+/// A host that was restarted joins within a second; the back-off of its link doubles to two.
+const JOIN_LIMIT: Duration = Duration::from_secs(20);
 /// One fleet at a time: two would take the cores from each other, and then nothing is on time.
 static TURN: Mutex<()> = Mutex::new(());
 /// Built once for all tests.
@@ -124,8 +126,9 @@ impl Ground {
     /// # Errors
     /// When it does not come back.
     pub fn restart(&mut self, host: Host) -> Result<()> {
+        let before = self.joins(host);
         self.fleet.start_host(&host)?;
-        self.fleet.await_hosts()
+        self.await_join(host, before)
     }
 
     /// Stops a host's daemon and starts it with other options.
@@ -134,7 +137,31 @@ impl Ground {
     /// When it does not come back.
     pub fn restart_with(&mut self, host: Host, options: &[(&str, &str)]) -> Result<()> {
         self.fleet.kill(&host.name())?;
+        let before = self.joins(host);
         self.fleet.start_host_with(&host, options)?;
+        self.await_join(host, before)
+    }
+
+    /// How often a host's daemons have joined the fleet, by their log.
+    fn joins(&self, host: Host) -> usize {
+        let log = self.fleet.name().state_dir().join(format!("{}.log", host.name()));
+        std::fs::read_to_string(log).unwrap_or_default().matches("joined the fleet").count()
+    }
+
+    /// Waits until the control plane has heard from a daemon that has just been started: that a host is online may still be said of the
+    /// one before it.
+    fn await_join(&mut self, host: Host, before: usize) -> Result<()> {
+        let mut joined = None;
+        until("the restarted host to join", JOIN_LIMIT, || {
+            if joined.is_none() && self.joins(host) > before {
+                joined = Some(Instant::now());
+            }
+            let Some(since) = joined.map(|at| at.elapsed()) else {
+                return Ok(Err("it has not joined".to_owned()));
+            };
+            let heard = self.host_view(host)?.last_heard_ms_ago.map(Duration::from_millis);
+            Ok(heard.filter(|ago| *ago < since).map(drop).ok_or_else(|| format!("heard {heard:?} ago")))
+        })?;
         self.fleet.await_hosts()
     }
 

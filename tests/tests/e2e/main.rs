@@ -2,6 +2,7 @@
 
 mod cancelled;
 mod control_plane;
+mod link;
 mod many;
 mod refused;
 mod target_lost;

@@ -19,3 +19,6 @@ pub mod tidy;
 pub use ground::{Frozen, Ground};
 pub use moves::Move;
 pub use subject::Subject;
+
+/// How long a target may take to load the last of a machine that it was given.
+pub const LOADING: std::time::Duration = std::time::Duration::from_millis(300);

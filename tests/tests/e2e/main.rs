@@ -5,4 +5,5 @@ mod control_plane;
 mod link;
 mod many;
 mod refused;
+mod source_lost;
 mod target_lost;

@@ -58,6 +58,10 @@ pub enum Action {
     DirtyTake,
     /// Write to the serial port.
     SerialInput,
+    /// Press the power button.
+    PowerButton,
+    /// Ask the balloon.
+    BalloonStats,
     /// End the process.
     Quit,
 }
@@ -148,6 +152,11 @@ impl Custody {
                 Phase::Paused | Phase::Running => self.same(Action::SerialInput),
                 _ => Err(self.refuse("SerialInput", "Paused and Running")),
             },
+            Request::PowerButton => match self.phase {
+                Phase::Paused | Phase::Running => self.same(Action::PowerButton),
+                _ => Err(self.refuse("PowerButton", "Paused and Running")),
+            },
+            Request::BalloonStats => self.once_created(Action::BalloonStats, "BalloonStats"),
         }
     }
 

@@ -21,7 +21,8 @@ use crate::vmm::{GuestEnd, MachineSpec};
 
 /// Version of this protocol.
 /// * 1: first.
-pub const VERSION: u16 = 1;
+/// * 2: disks, blobs and streams beside the commands, power button.
+pub const VERSION: u16 = 2;
 
 /// What a host has and what of it is free.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
@@ -76,6 +77,8 @@ pub enum Command {
         spec: MachineSpec,
         /// Epoch under which the host owns it.
         epoch: Epoch,
+        /// Where its disks come from.
+        disks: DiskStart,
     },
     /// End the machine: its VMM, tap, routes and memory are gone afterwards. Refused (`Stale`) if it runs here under a higher epoch. Also clears away a copy that was given away. Answer: [`Answer::Done`], also if there was none.
     Destroy {
@@ -83,6 +86,8 @@ pub enum Command {
         machine: MachineId,
         /// Highest epoch that may be destroyed.
         epoch: Epoch,
+        /// Whether its disks stay on this host, for the next launch. Those of a copy that was given away go in any case.
+        keep_disks: bool,
     },
     /// To the target: reserve RAM and expect an incoming migration. Answer: [`Answer::Prepared`] or [`Answer::Refused`].
     Prepare {
@@ -113,6 +118,11 @@ pub enum Command {
         downtime_budget_us: u64,
         /// Rate limit for the pre-copy in bytes per second, 0 for none.
         bandwidth_limit: u64,
+    },
+    /// Press the power button: the guest is asked to end by itself, and [`FromHost::GuestEnded`] follows if it does. Answer: [`Answer::Done`] once pressed.
+    PowerButton {
+        /// The machine.
+        machine: MachineId,
     },
     /// To the source: cancel. Answer: `Done` if it was cancelled or had ended without moving the machine; `Refused` (`Committed`) once Commit has left.
     Cancel {
@@ -154,6 +164,16 @@ pub enum Command {
         /// Most bytes wanted, at most 1 MiB.
         bytes_max: u32,
     },
+}
+
+/// Where the disks of a machine come from when it is launched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub enum DiskStart {
+    /// Made anew: the base, with nothing written yet. What this host still has of the machine's disks is removed.
+    Fresh,
+    /// As an earlier run of the machine left them on this host; `Refused` (`NoDisk`) if they are not here.
+    Kept,
 }
 
 /// Where late packets are forwarded to: the target's addresses on the fabric.
@@ -313,6 +333,10 @@ pub enum RefusalCode {
     HostError,
     /// The guest ended while it was moved.
     GuestEnded,
+    /// A blob (an image, a kernel) that nobody has, or whose bytes are not what its digest says.
+    NoBlob,
+    /// No room on the host's disk.
+    NoDisk,
 }
 
 /// A machine on a host.
@@ -383,7 +407,7 @@ pub struct Progress {
     pub ram_bytes: u64,
     /// Sent over all rounds, on the lanes, in bytes (headers included).
     pub sent_bytes: u64,
-    /// Left to send in this round, in bytes of guest RAM.
+    /// Left to send in this round, in bytes of guest RAM and disks.
     pub remaining_bytes: u64,
     /// Pages dirtied per second in the last round.
     pub dirty_pages_per_s: u64,

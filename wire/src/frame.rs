@@ -44,6 +44,10 @@ pub enum Kind {
     Lane = 6,
     /// [`crate::state`]: an archive of VM state.
     State = 7,
+    /// [`crate::streams::StreamRequest`].
+    StreamRequest = 10,
+    /// [`crate::streams::StreamAnswer`].
+    StreamAnswer = 11,
 }
 
 impl Kind {
@@ -56,6 +60,8 @@ impl Kind {
             5 => Self::Migration,
             6 => Self::Lane,
             7 => Self::State,
+            10 => Self::StreamRequest,
+            11 => Self::StreamAnswer,
             _ => return None,
         })
     }
@@ -64,6 +70,7 @@ impl Kind {
     pub const fn body_bytes_max(self) -> u32 {
         match self {
             Self::Lane => 64 << 10,
+            Self::StreamRequest | Self::StreamAnswer => 4 << 10,
             Self::Migration => 4 << 20,
             Self::ToVmm | Self::FromVmm | Self::ToHost | Self::FromHost | Self::State => 8 << 20,
         }
@@ -165,6 +172,8 @@ message! {
     crate::vmm::FromVmm => FromVmm,
     crate::fleet::ToHost => ToHost,
     crate::fleet::FromHost => FromHost,
+    crate::streams::StreamRequest => StreamRequest,
+    crate::streams::StreamAnswer => StreamAnswer,
 }
 
 /// The fixed part of a frame, checked against the caps of its kind.

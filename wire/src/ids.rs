@@ -25,6 +25,9 @@ pub enum ParseIdError {
         "`{0}` is not a name: use 1 to 63 of a-z, 0-9 and '-', starting and ending with a letter or digit"
     )]
     NotALabel(String),
+    /// The text is no digest.
+    #[error("`{0}` is no digest: write sha256: and 64 lower-case hex digits")]
+    NotADigest(String),
 }
 
 macro_rules! numeric_id {
@@ -150,6 +153,53 @@ impl fmt::Display for Label {
     }
 }
 
+/// SHA-256 of a file's content: the name of a blob (an image, a kernel, an initial RAM disk).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// The 64 hex digits, without the algorithm.
+    pub fn hex(&self) -> String {
+        use fmt::Write as _;
+        self.0.iter().fold(String::with_capacity(64), |mut text, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", self.hex())
+    }
+}
+
+impl FromStr for Digest {
+    type Err = ParseIdError;
+
+    /// Reads `sha256:` and 64 lower-case hex digits.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = || ParseIdError::NotADigest(text.to_owned());
+        let hex = text.strip_prefix("sha256:").ok_or_else(bad)?;
+        let nibbles: Option<Vec<u8>> = hex
+            .bytes()
+            .map(|b| match b {
+                b'0'..=b'9' => Some(b - b'0'),
+                b'a'..=b'f' => Some(b - b'a' + 10),
+                _ => None,
+            })
+            .collect();
+        let nibbles: [u8; 64] = nibbles.and_then(|n| n.try_into().ok()).ok_or_else(bad)?;
+        let mut digest = [0; 32];
+        for (byte, pair) in digest.iter_mut().zip(nibbles.chunks_exact(2)) {
+            *byte = pair[0] << 4 | pair[1];
+        }
+        Ok(Self(digest))
+    }
+}
+
 /// Name of a host, unique in its fleet.
 pub type HostName = Label;
 /// Name of a machine, unique in its fleet.
@@ -185,6 +235,16 @@ mod tests {
         let good: Label = "host-a".parse().unwrap();
         let bytes = rkyv::to_bytes::<rkyv::rancor::Error>(&good).unwrap();
         assert_eq!(rkyv::from_bytes::<Label, rkyv::rancor::Error>(&bytes).unwrap(), good);
+    }
+
+    #[test]
+    fn digests_print_and_parse_back() {
+        let digest = Digest(std::array::from_fn(|at| u8::try_from(at * 8 + 1).unwrap()));
+        assert_eq!(digest.to_string().parse(), Ok(digest));
+        let text = digest.to_string();
+        for bad in ["", "sha256:", &text[7..], &text[..70], &text.to_uppercase(), &format!("{text}0")] {
+            assert!(bad.parse::<Digest>().is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -7,16 +7,20 @@
 //! * [`ids`], [`units`]: names and quantities that cannot be mixed up.
 //! * [`frame`]: the envelope of every message (magic, version, length cap, checksum).
 //! * [`pages`]: sets and runs of page numbers.
+//! * [`space`], [`disk`]: RAM and disks as one range of pages; the file of a disk.
 //! * [`vmm`]: what `mashined` and a `mashine-vmm` process say to each other.
 //! * [`state`]: archives of vCPU, chip and device state.
 //! * [`migration`]: the migration protocol: messages, source and target machines, convergence policy.
-//! * [`fleet`]: what hosts and the control plane say to each other.
+//! * [`fleet`], [`streams`]: what hosts and the control plane say to each other.
 
+pub mod disk;
 pub mod fleet;
 pub mod frame;
 pub mod ids;
 pub mod migration;
 pub mod pages;
+pub mod space;
 pub mod state;
+pub mod streams;
 pub mod units;
 pub mod vmm;

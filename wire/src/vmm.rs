@@ -6,6 +6,10 @@
 //! `seq`. [`Notice`]s come unasked, with `seq` 0. Descriptors travel as `SCM_RIGHTS` with the first byte of their frame,
 //! in the order the message lists them.
 //!
+//! Connections to vsock ports of the guest come in over a second listening Unix socket, passed as descriptor 4: whoever connects sends the port (4 bytes,
+//! little-endian), and gets the byte [`VSOCK_OPEN`] when the guest has accepted; from then on the socket carries the connection's
+//! bytes. It is closed when the guest refuses, closes, or leaves this host. Without descriptor 4, nobody can connect.
+//!
 //! The VMM process is also the record of who owns the machine: after [`Request::Disown`] it never runs the guest again,
 //! whatever else happens to `mashined`, unless a [`Request::Reclaim`] with a higher epoch arrives. That record needs no
 //! disk, because it dies exactly when the memory it speaks of dies.
@@ -21,12 +25,17 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::ids::{Epoch, HostName, MachineId, MachineName, MigrationId};
+use crate::ids::{Digest, Epoch, HostName, MachineId, MachineName, MigrationId};
+use crate::space::{DiskSize, PageSpace};
 use crate::units::{PageIndex, RamSize};
 
 /// Version of this protocol; both ends come from one release, but a restarted `mashined` may be newer than the VMM.
 /// * 1: first.
-pub const VERSION: u16 = 1;
+/// * 2: disks, kernels as blobs, guest configuration; vsock, power button, balloon.
+pub const VERSION: u16 = 2;
+
+/// What the VMM says on a vsock connection when the guest has accepted it.
+pub const VSOCK_OPEN: u8 = 0;
 
 /// Longest kernel command line, in bytes (what Linux takes on x86).
 pub const CMDLINE_BYTES_MAX: usize = 2047;
@@ -59,18 +68,64 @@ pub struct MachineSpec {
     pub boot: BootSpec,
     /// CPU profile the guest sees; see [`CpuProfile`].
     pub cpu: CpuProfile,
+    /// Its writable disks, at most [`crate::space::DISKS_MAX`]; the first is the root.
+    pub disks: Vec<DiskSpec>,
 }
 
-/// What to boot. Paths are the host's; the VMM only ever sees descriptors.
+impl MachineSpec {
+    /// All pages that move with the machine.
+    pub fn space(&self) -> PageSpace {
+        PageSpace::new(self.ram, self.disks.iter().map(|disk| disk.size))
+    }
+}
+
+/// A writable disk: an overlay ([`crate::disk`]) over a base that stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct DiskSpec {
+    /// What the guest reads as the disk's serial number, and the stem of its file's name: `root`.
+    pub name: MachineName,
+    /// Size.
+    pub size: DiskSize,
+    /// What lies under the overlay: a blob that is no longer than the disk. Each host finds it by its digest.
+    pub base: Option<Digest>,
+}
+
+/// What to boot. The VMM only ever sees descriptors.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug))]
 pub struct BootSpec {
-    /// Kernel file on the host.
-    pub kernel: String,
-    /// Initial RAM disk on the host.
-    pub initrd: Option<String>,
+    /// The kernel.
+    pub kernel: FileRef,
+    /// The initial RAM disk.
+    pub initrd: Option<FileRef>,
     /// Kernel command line; the network and device parameters are appended by the host and the VMM.
     pub cmdline: String,
+    /// What the guest's init finds as `/mashines/config.json`: the host appends it to the initial RAM disk in an archive of its own. Empty for none;
+    /// at most [`GUEST_CONFIG_BYTES_MAX`].
+    pub guest_config: Vec<u8>,
+}
+
+/// Longest guest configuration, in bytes: user data included.
+pub const GUEST_CONFIG_BYTES_MAX: usize = 256 << 10;
+
+/// Where a host finds a file.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub enum FileRef {
+    /// At this path of its own.
+    Path(String),
+    /// Among its blobs, or else the control plane's.
+    Blob(Digest),
+}
+
+impl std::fmt::Display for FileRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Path(path) => f.write_str(path),
+            Self::Blob(digest) => digest.fmt(f),
+        }
+    }
 }
 
 /// The CPU that a guest sees, by name and by the features it needs. A host that lacks one refuses the machine by that
@@ -96,8 +151,8 @@ pub enum Request {
         version: u16,
     },
     /// Creates the VM: memory slots, chips, vCPUs, devices; nothing runs. Descriptors: `/dev/kvm`, RAM memfd, dirty bitmap
-    /// memfd, console memfd, tap (in this order); without the tap, the machine has no network interface. The tap is made
-    /// non-blocking. Allowed in [`Phase::Empty`]. Answer: [`Reply::Done`]. Takes some 10 ms: do it before a pause.
+    /// memfd (a bit for each page of [`MachineSpec::space`]), console memfd, tap, and for each disk its overlay and, if it has one, its base (in this order);
+    /// without the tap, the machine has no network interface. The tap is made non-blocking. Allowed in [`Phase::Empty`]. Answer: [`Reply::Done`]. Takes some 10 ms: do it before a pause.
     Create(MachineSpec),
     /// Loads a kernel: descriptors kernel and, if `initrd`, the initial RAM disk. RAM must be all zero. Allowed in [`Phase::Created`].
     /// Answer: [`Reply::Done`]; the phase becomes [`Phase::Paused`]. After [`Code::BadKernel`], RAM may hold part of the file.
@@ -125,8 +180,8 @@ pub enum Request {
     },
     /// Saves all state that the guest can observe. Allowed in [`Phase::Paused`]. Answer: [`Reply::State`].
     Save,
-    /// Switches dirty logging of RAM on or off. On (also when it is on already): all pages count as dirty, so that the first pass sends everything, and the
-    /// shared bitmap is cleared. Allowed in any phase from `Created`. Answer: [`Reply::Done`].
+    /// Switches dirty logging on or off. On (also when it is on already): all pages of RAM count as dirty, so that the first pass sends everything, and the
+    /// shared bitmap is cleared, but for the blocks that the overlays of disks hold. Blocks that are written later are marked at once. Allowed in any phase from `Created`. Answer: [`Reply::Done`].
     DirtyLog {
         /// On or off.
         on: bool,
@@ -151,12 +206,16 @@ pub enum Request {
         /// The new epoch; must be above the disowned one.
         epoch: Epoch,
     },
-    /// Who are you, what do you hold. Answer: [`Reply::Description`], with the descriptors RAM, dirty bitmap, console, tap if the machine is created.
+    /// Who are you, what do you hold. Answer: [`Reply::Description`], with the descriptors RAM, dirty bitmap, console, tap, and those of the disks as in [`Request::Create`] if the machine is created.
     Describe,
     /// Writes to the guest's serial input. Answer: `Done`; [`Code::BadArgument`] when the guest has left 64 KiB unread.
     SerialInput(Vec<u8>),
     /// Ends the process after the answer `Done`. The guest is gone.
     Quit,
+    /// Presses the ACPI power button. Allowed in [`Phase::Running`]. Answer: `Done`; whether the guest listens is its affair.
+    PowerButton,
+    /// What the guest says of its memory through its balloon. Answer: [`Reply::Balloon`].
+    BalloonStats,
 }
 
 /// The record of a machine given away.
@@ -240,6 +299,24 @@ pub enum Reply {
         /// For people: one line, with the remedy where there is one.
         detail: String,
     },
+    /// To [`Request::BalloonStats`].
+    Balloon(BalloonReport),
+}
+
+/// What a guest's balloon says (virtio 1.2, section 5.5.6.3). A guest without a driver, or one that has not answered yet, says nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct BalloonReport {
+    /// All memory, in bytes.
+    pub total_bytes: Option<u64>,
+    /// Free memory, in bytes.
+    pub free_bytes: Option<u64>,
+    /// What could be given to programs without swapping, in bytes.
+    pub available_bytes: Option<u64>,
+    /// Caches of disks, in bytes.
+    pub caches_bytes: Option<u64>,
+    /// Given back to the host as free since the machine began to run here, in bytes (free page reporting).
+    pub reported_bytes: u64,
 }
 
 /// Why a request was refused.

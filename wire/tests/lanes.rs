@@ -44,7 +44,7 @@ const fn at(first: u32, count: u32) -> WireRun {
 
 fn take(lane: u16, lanes: u16, content: &[WireRun], zero: &[WireRun], payload: u32) -> Result<(), LaneError> {
     let batch = Batch { round: 1, content: content.to_vec(), zero: zero.to_vec() };
-    with_batch(batch, |b| LaneReceiver::new(Lane(lane), lanes, ram()).batch(b, payload).map(|_| ()))
+    with_batch(batch, |b| LaneReceiver::new(Lane(lane), lanes, ram().pages()).batch(b, payload).map(|_| ()))
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn what_breaks_a_rule_is_not_taken() {
 
 #[test]
 fn rounds_rise_and_end_as_they_were_sent() {
-    let (mut sender, mut receiver) = (LaneSender::new(), LaneReceiver::new(Lane(0), 1, ram()));
+    let (mut sender, mut receiver) = (LaneSender::new(), LaneReceiver::new(Lane(0), 1, ram().pages()));
     let batch = |round, first| Batch { round, content: vec![], zero: vec![at(first, 1)] };
     for (round, first) in [(1, 0), (1, 7), (2, 0)] {
         if round == 2 {
@@ -109,7 +109,7 @@ fn rounds_rise_and_end_as_they_were_sent() {
 
 #[test]
 fn a_reserved_batch_is_not_applied_until_said() {
-    let mut receiver = LaneReceiver::new(Lane(0), 1, ram());
+    let mut receiver = LaneReceiver::new(Lane(0), 1, ram().pages());
     let batch = Batch { round: 4, content: vec![], zero: vec![at(0, 1)] };
     with_batch(batch, |b| receiver.batch(b, 0).map(|_| ())).unwrap();
     assert_eq!(receiver.point(), LanePoint::default());

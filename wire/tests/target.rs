@@ -175,7 +175,7 @@ fn refusals_name_what_is_wrong() {
         (Offer { source: "host-x".parse().unwrap(), ..offer(1) }, RefusalCode::NotExpected),
         (Offer { to_epoch: Epoch(7), ..offer(1) }, RefusalCode::Stale),
         (Offer { epoch: TO_EPOCH, ..offer(1) }, RefusalCode::Stale),
-        (Offer { versions: VersionRange { oldest: 2, newest: 9 }, ..offer(1) }, RefusalCode::Version),
+        (Offer { versions: VersionRange { oldest: 3, newest: 9 }, ..offer(1) }, RefusalCode::Version),
         (Offer { state_versions: VersionRange { oldest: 5, newest: 6 }, ..offer(1) }, RefusalCode::Version),
         (
             Offer { spec: wire::vmm::MachineSpec { ram: small, ..spec() }, ..offer(1) },

@@ -8,14 +8,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::sync::oneshot;
-use wire::fleet::{Answer, Command, ToHost};
+use wire::fleet::{Answer, Command, DiskStart, ToHost};
 use wire::ids::{Epoch, HostName, MachineId, MigrationId};
+use wire::vmm::FileRef;
 
 use super::Core;
 use super::model::Model;
 use crate::saga::State;
 use crate::store::Batch;
-use crate::store::records::{Lifecycle, MachineRecord, MigrationRecord};
+use crate::store::records::{DiskRecord, Ending, Lifecycle, MachineRecord, MigrationRecord};
 
 /// Unanswered commands per host. Commands are answered within milliseconds to seconds; this many keep a host busy.
 pub(super) const IN_FLIGHT_MAX: usize = 64;
@@ -260,26 +261,36 @@ fn machine_wants(machine: &MachineRecord) -> Vec<Want> {
         wants.push(Want {
             host: cleanup.host.clone(),
             purpose: Purpose::Cleanup(id, cleanup.host.clone()),
-            command: Command::Destroy { machine: id, epoch: cleanup.epoch },
+            command: Command::Destroy { machine: id, epoch: cleanup.epoch, keep_disks: false },
         });
     }
     let Some(host) = &machine.host else { return wants };
     let (purpose, command) = match &machine.lifecycle {
         Lifecycle::Creating | Lifecycle::Starting => match machine.spec() {
-            Some(spec) => (Purpose::Launch(id), Command::Launch { spec, epoch: machine.epoch }),
+            Some(spec) => {
+                let first = machine.lifecycle == Lifecycle::Creating;
+                let disks = if first { DiskStart::Fresh } else { DiskStart::Kept };
+                (Purpose::Launch(id), Command::Launch { spec, epoch: machine.epoch, disks })
+            }
             None => return wants,
         },
         Lifecycle::Stopping { console_saved: false, .. } => (
             Purpose::SaveConsole(id),
             Command::ReadConsole { machine: id, offset: 0, bytes_max: crate::api::LOG_BYTES_MAX },
         ),
-        Lifecycle::Stopping { .. } => {
-            (Purpose::Stop(id), Command::Destroy { machine: id, epoch: machine.epoch_burnt })
+        Lifecycle::Stopping { then, .. } => {
+            let keep_disks = *then != Ending::Gone;
+            (Purpose::Stop(id), Command::Destroy { machine: id, epoch: machine.epoch_burnt, keep_disks })
         }
         Lifecycle::Started | Lifecycle::Stopped | Lifecycle::Failed | Lifecycle::Gone => return wants,
     };
     wants.push(Want { host: host.clone(), purpose, command });
     wants
+}
+
+/// A file as the records name it: by its digest, or by a path on the host.
+fn file_ref(text: &str) -> FileRef {
+    text.parse().map_or_else(|_| FileRef::Path(text.to_owned()), FileRef::Blob)
 }
 
 impl MachineRecord {
@@ -294,15 +305,17 @@ impl MachineRecord {
             ip4: self.ip4.octets(),
             ip6: self.ip6.octets(),
             boot: wire::vmm::BootSpec {
-                kernel: self.boot.kernel.clone(),
-                initrd: self.boot.initrd.clone(),
+                kernel: file_ref(&self.boot.kernel),
+                initrd: self.boot.initrd.as_deref().map(file_ref),
                 cmdline: self.boot.cmdline.clone(),
+                guest_config: self.guest_config(),
             },
             cpu: wire::vmm::CpuProfile {
                 name: "host".to_owned(),
                 features: self.cpu.features.clone(),
                 tsc_khz: self.cpu.tsc_khz,
             },
+            disks: self.disks.iter().map(DiskRecord::spec).collect::<Option<_>>()?,
         })
     }
 

@@ -8,7 +8,7 @@ use super::machines::bad_value;
 use super::{Core, addresses};
 use crate::api::{EventKind, LaunchRequest, Machine, Problem, ProblemCode};
 use crate::placement::Demand;
-use crate::store::records::{Boot, ConsolePosition, Cpu, Lifecycle, MachineRecord};
+use crate::store::records::{Boot, ConsolePosition, Cpu, Guest, Lifecycle, MachineRecord};
 
 /// Longest command line a request may give: hosts append network and device parameters to it.
 const CMDLINE_GIVEN_MAX: usize = CMDLINE_BYTES_MAX / 2;
@@ -49,6 +49,10 @@ impl Core {
             ip4: address.ip4,
             ip6: address.ip6,
             boot,
+            image: None,
+            disks: Vec::new(),
+            guest: Guest::default(),
+            disks_on: None,
             cpu: self.cpu_of(&host),
             lifecycle: Lifecycle::Creating,
             reason: None,
@@ -71,7 +75,11 @@ impl Core {
     pub(super) fn cpu_of(&self, host: &HostName) -> Cpu {
         let capacity = self.hosts.get(host).and_then(|runtime| runtime.capacity.as_ref());
         capacity
-            .map(|capacity| Cpu { features: capacity.cpu_features.clone(), tsc_khz: capacity.tsc_khz })
+            .map(|capacity| Cpu {
+                profile: String::new(),
+                features: capacity.cpu_features.clone(),
+                tsc_khz: capacity.tsc_khz,
+            })
             .unwrap_or_default()
     }
 

@@ -400,5 +400,7 @@ pub(super) const fn refusal_text(code: RefusalCode) -> &'static str {
         RefusalCode::Cancelled => "cancelled",
         RefusalCode::HostError => "host_error",
         RefusalCode::GuestEnded => "guest_ended",
+        RefusalCode::NoBlob => "no_blob",
+        RefusalCode::NoDisk => "no_disk",
     }
 }

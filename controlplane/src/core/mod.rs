@@ -11,6 +11,7 @@
 mod addresses;
 mod console;
 mod dispatch;
+mod guest_config;
 mod handle;
 mod hosts;
 mod idempotency;

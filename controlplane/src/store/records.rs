@@ -1,9 +1,12 @@
 //! What the store keeps, as the core works with it.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
-use wire::ids::{Epoch, HostName, MachineId, MachineName, MigrationId};
+use wire::ids::{Digest, Epoch, HostName, MachineId, MachineName, MigrationId};
+use wire::space::DiskSize;
+use wire::vmm::DiskSpec;
 
 use crate::api::machine::Reason;
 use crate::api::{text, text_option};
@@ -47,9 +50,48 @@ pub struct Boot {
     pub cmdline: String,
 }
 
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// Its name, a label.
+    #[serde(with = "text")]
+    pub name: MachineName,
+    /// Its size, a valid [`wire::space::DiskSize`].
+    pub bytes: u64,
+    /// The blob under it.
+    #[serde(with = "text_option")]
+    pub base: Option<Digest>,
+}
+
+impl DiskRecord {
+    /// What hosts are told of it; `None` for a size that no disk can have, which is never kept.
+    pub fn spec(&self) -> Option<DiskSpec> {
+        let size = DiskSize::from_bytes(self.bytes).ok()?;
+        Some(DiskSpec { name: self.name.clone(), size, base: self.base })
+    }
+}
+
+/// What a guest's init and agent are told at boot; see the guest contract in docs/guests.md.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    /// Whether the machine was made from an image, whose init reads a configuration.
+    pub configured: bool,
+    /// Public keys that may log in as root.
+    pub ssh_keys: Vec<String>,
+    /// Environment of the image's first process.
+    pub env: BTreeMap<String, String>,
+    /// User data for cloud-init, base64.
+    pub user_data_base64: Option<String>,
+    /// What to run when the image has no init of its own.
+    pub entrypoint: Option<Vec<String>>,
+}
+
 /// The CPU the guest sees: that of the host it was booted on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cpu {
+    /// Name of the profile; empty for `host`.
+    #[serde(default)]
+    pub profile: String,
     /// Features it may use, sorted.
     pub features: Vec<String>,
     /// TSC frequency it was told.
@@ -164,12 +206,24 @@ pub struct MachineRecord {
     pub ip6: Ipv6Addr,
     /// What to boot.
     pub boot: Boot,
+    /// The image it was made from, by the name it had then.
+    #[serde(default)]
+    pub image: Option<String>,
+    /// Its disks; the first is the root.
+    #[serde(default)]
+    pub disks: Vec<DiskRecord>,
+    /// What its guest is told at boot besides its addresses.
+    #[serde(default)]
+    pub guest: Guest,
     /// The CPU it sees.
     pub cpu: Cpu,
     /// Where in its life it is.
     pub lifecycle: Lifecycle,
     /// Why it failed or stopped by itself.
     pub reason: Option<Reason>,
+    /// The host that has its disks, while no host owns it.
+    #[serde(default, with = "text_option")]
+    pub disks_on: Option<HostName>,
     /// The host that owns it (or is to); none while stopped or failed.
     #[serde(with = "text_option")]
     pub host: Option<HostName>,

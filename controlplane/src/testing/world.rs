@@ -272,12 +272,13 @@ impl Inner {
     fn command(&mut self, name: &HostName, command: Command) -> Answer {
         let Some(host) = self.hosts.get_mut(name) else { return Answer::Unknown };
         match command {
-            Command::Launch { spec, epoch } => host.launch(spec, epoch),
-            Command::Destroy { machine, epoch } => host.destroy(machine, epoch),
+            Command::Launch { spec, epoch, .. } => host.launch(spec, epoch),
+            Command::Destroy { machine, epoch, .. } => host.destroy(machine, epoch),
             Command::Prepare { migration, spec, epoch, source: _ } => host.prepare(migration, spec, epoch),
             Command::Migrate { migration, machine, epoch, target, .. } => {
                 host.migrate(migration, machine, epoch, target)
             }
+            Command::PowerButton { machine } => host.power_button(machine),
             Command::Cancel { migration } => self.cancel(name, migration),
             Command::Forget { migration } => host.forget(migration),
             Command::Fence { machine, epoch } => host.fence(machine, epoch),
@@ -399,6 +400,15 @@ impl Host {
         }
         let console = format!("boot under {epoch}\n").into_bytes();
         self.machines.insert(spec.id, Machine { spec, epoch, phase: HostPhase::Running, console });
+        Answer::Done
+    }
+
+    /// Its guest listens to the button, and ends.
+    fn power_button(&mut self, id: MachineId) -> Answer {
+        let Some(machine) = self.machines.get_mut(&id) else { return Answer::Unknown };
+        machine.phase = HostPhase::Ended;
+        let epoch = machine.epoch;
+        self.outbox.push_back(FromHost::GuestEnded { machine: id, epoch, end: GuestEnd::PowerOff });
         Answer::Done
     }
 

@@ -93,6 +93,9 @@ impl Host {
         if let Some(end) = ended {
             self.guest_ended(&machine, end);
         }
+        if host_phase != HostPhase::GivenAway {
+            self.own_disks(machine.spec());
+        }
         if host_phase == HostPhase::Starting {
             self.ask_vmm(id, VmmRequest::Run(epoch)).await?;
             machine.set_phase(HostPhase::Running);

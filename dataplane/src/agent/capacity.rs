@@ -143,7 +143,7 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wire::vmm::{BootSpec, CpuProfile};
+    use wire::vmm::{BootSpec, CpuProfile, FileRef};
 
     fn spec(id: u64, mib: u64, features: &[&str], tsc_khz: u32) -> MachineSpec {
         MachineSpec {
@@ -154,7 +154,13 @@ mod tests {
             mac: [0; 6],
             ip4: [0; 4],
             ip6: [0; 16],
-            boot: BootSpec { kernel: String::new(), initrd: None, cmdline: String::new() },
+            boot: BootSpec {
+                kernel: FileRef::Path(String::new()),
+                initrd: None,
+                cmdline: String::new(),
+                guest_config: Vec::new(),
+            },
+            disks: Vec::new(),
             cpu: CpuProfile {
                 name: "host".into(),
                 features: features.iter().map(ToString::to_string).collect(),

@@ -35,8 +35,11 @@ impl Host {
     pub(super) async fn carry_out(self: &Rc<Self>, command: Command) -> Answer {
         let done = |()| Answer::Done;
         let outcome = match command {
-            Command::Launch { spec, epoch } => self.launch(spec, epoch).await.map(done),
-            Command::Destroy { machine, epoch } => self.destroy(machine, epoch).await.map(done),
+            Command::Launch { spec, epoch, disks } => self.launch(spec, epoch, disks).await.map(done),
+            Command::Destroy { machine, epoch, keep_disks } => {
+                self.destroy(machine, epoch, keep_disks).await.map(done)
+            }
+            Command::PowerButton { machine } => self.power_button(machine).await.map(done),
             Command::Prepare { migration, spec, epoch, source } => {
                 self.prepare(migration, spec, epoch, source).await
             }

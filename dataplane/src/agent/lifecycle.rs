@@ -1,23 +1,23 @@
 //! Making and ending machines.
 
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use wire::fleet::{FromHost, HostPhase, RefusalCode};
+use wire::fleet::{DiskStart, FromHost, HostPhase, RefusalCode};
 use wire::ids::{Epoch, MachineId};
 use wire::vmm::{Code, GuestEnd, MachineSpec};
 
-use super::Host;
 use super::capacity::Lacking;
 use super::commands::Refusal;
 use super::machine::{Machine, Vm};
-use crate::memory::MachineMemory;
+use super::{Host, disks};
+use crate::memory::{DiskOverlay, MachineMemory};
 use crate::net::{Addresses, GATEWAY_IP4, GATEWAY_IP6, Tap, tap_name};
 use crate::shard::{ShardOrder, VmmRequest};
 use crate::vm::VmmError;
+use crate::vm::initrd::with_config;
 use crate::vm::process::{MachineDir, VmmProcess};
 use crate::vm::setup::Setup;
 
@@ -27,7 +27,12 @@ const ANNOUNCE_AGAIN: [Duration; 2] = [Duration::from_millis(1200), Duration::fr
 
 impl Host {
     /// Creates and boots a machine; done when its vCPUs run.
-    pub(super) async fn launch(self: &Rc<Self>, spec: MachineSpec, epoch: Epoch) -> Result<(), Refusal> {
+    pub(super) async fn launch(
+        self: &Rc<Self>,
+        spec: MachineSpec,
+        epoch: Epoch,
+        disks: DiskStart,
+    ) -> Result<(), Refusal> {
         let id = spec.id;
         self.check_fence(id, epoch)?;
         if let Some(old) = self.machine(id) {
@@ -42,17 +47,34 @@ impl Host {
         self.machines.borrow_mut().insert(id, machine.clone());
         self.note_change();
         let _turn = machine.turn.lock().await;
-        let launched = self.boot(&machine, epoch).await;
+        let launched = self.boot(&machine, epoch, disks).await;
         if launched.is_err() {
             self.clear_away(&machine).await;
+            if disks == DiskStart::Fresh {
+                self.remove_disks(id);
+            }
         }
         launched
     }
 
-    async fn boot(self: &Rc<Self>, machine: &Rc<Machine>, epoch: Epoch) -> Result<(), Refusal> {
+    async fn boot(
+        self: &Rc<Self>,
+        machine: &Rc<Machine>,
+        epoch: Epoch,
+        disks: DiskStart,
+    ) -> Result<(), Refusal> {
         let spec = machine.spec();
+        let kernel = self.open_file(&spec.boot.kernel).await?;
+        let mut initrd = match &spec.boot.initrd {
+            Some(file) => Some(self.open_file(file).await?),
+            None => None,
+        };
+        if !spec.boot.guest_config.is_empty() {
+            initrd = Some(with_config(initrd, &spec.boot.guest_config).map_err(Refusal::host)?);
+        }
         let kernel_cmdline = cmdline(spec);
-        self.create(machine, move |setup, spec| setup.boot(spec, kernel_cmdline)).await?;
+        let disks = self.open_disks(spec, disks, disks::OWNED).await?;
+        self.create(machine, disks, move |setup| setup.boot(kernel, initrd, kernel_cmdline)).await?;
         let addresses = machine.addresses();
         let tap = machine.vm().map_or(0, |vm| vm.tap_index);
         self.net.route_to_tap(tap, &addresses).await.map_err(Refusal::host)?;
@@ -67,12 +89,14 @@ impl Host {
     pub(super) async fn create(
         self: &Rc<Self>,
         machine: &Rc<Machine>,
-        load: impl FnOnce(&mut Setup, &MachineSpec) -> Result<(), VmmError> + Send + 'static,
+        disks: Vec<DiskOverlay>,
+        load: impl FnOnce(&mut Setup) -> Result<(), VmmError> + Send + 'static,
     ) -> Result<(), Refusal> {
         let id = machine.id();
         let tap = Arc::new(Tap::open(&tap_name(id)).map_err(Refusal::host)?);
         let tap_index = self.net.attach(&tap_name(id), &machine.addresses()).await.map_err(Refusal::host)?;
-        let memory = Arc::new(MachineMemory::create(machine.spec().ram).map_err(Refusal::host)?);
+        let memory =
+            Arc::new(MachineMemory::with_disks(machine.spec().space(), disks).map_err(Refusal::host)?);
         self.start_vmm(machine, memory, tap, tap_index, load).await
     }
 
@@ -83,7 +107,7 @@ impl Host {
         memory: Arc<MachineMemory>,
         tap: Arc<Tap>,
         tap_index: u32,
-        load: impl FnOnce(&mut Setup, &MachineSpec) -> Result<(), VmmError> + Send + 'static,
+        load: impl FnOnce(&mut Setup) -> Result<(), VmmError> + Send + 'static,
     ) -> Result<(), Refusal> {
         let (spec, program) = (machine.spec().clone(), self.config.vmm.clone());
         let dir = MachineDir::of(&self.config.state, spec.id);
@@ -93,7 +117,7 @@ impl Host {
             let set_up = || {
                 let mut setup = Setup::connect(&dir.socket())?;
                 setup.create(&spec, &memory_there, &tap_there)?;
-                load(&mut setup, &spec)?;
+                load(&mut setup)?;
                 Ok(setup.into_socket())
             };
             match set_up() {
@@ -133,23 +157,46 @@ impl Host {
         asked.await.map_err(|_| gone())?
     }
 
-    /// Ends a machine and clears away all of it, forward routes included.
-    pub(super) async fn destroy(self: &Rc<Self>, id: MachineId, epoch: Epoch) -> Result<(), Refusal> {
-        let Some(machine) = self.machine(id) else { return Ok(()) };
+    /// Ends a machine and clears away all of it, forward routes included; its disks, too, unless they are to be kept.
+    pub(super) async fn destroy(
+        self: &Rc<Self>,
+        id: MachineId,
+        epoch: Epoch,
+        keep_disks: bool,
+    ) -> Result<(), Refusal> {
+        let Some(machine) = self.machine(id) else {
+            if !keep_disks {
+                self.remove_disks(id);
+            }
+            return Ok(());
+        };
         let _turn = machine.turn.lock().await;
         if machine.epoch() > epoch && machine.phase() != HostPhase::GivenAway {
             let detail = format!("it is here under {}, above {epoch}", machine.epoch());
             return Err(Refusal::new(RefusalCode::Stale, detail));
         }
         self.clear_away(&machine).await;
+        if !keep_disks {
+            self.remove_disks(id);
+        }
         self.settle_doubt(&machine);
         self.tell_sessions_of_end(&machine);
         Ok(())
     }
 
-    /// Ends the VMM, frees memory and tap, removes routes and the entry.
+    /// Presses the machine's power button.
+    pub(super) async fn power_button(&self, id: MachineId) -> Result<(), Refusal> {
+        let here = self.machine(id).filter(|machine| machine.phase() != HostPhase::GivenAway);
+        here.ok_or_else(|| Refusal::new(RefusalCode::WrongState, format!("{id} does not run on this host")))?;
+        self.ask_vmm(id, VmmRequest::PowerButton).await.map_err(Refusal::host)
+    }
+
+    /// Ends the VMM, frees memory and tap, removes routes and the entry. Disks go if they are those of a copy that is not the machine.
     pub(super) async fn clear_away(self: &Rc<Self>, machine: &Rc<Machine>) {
         self.end_vm(machine).await;
+        if matches!(machine.phase(), HostPhase::Incoming | HostPhase::GivenAway) {
+            self.remove_disks(machine.id());
+        }
         {
             let _order = machine.net_turn.lock().await;
             if let Err(error) = self.net.release(&machine.addresses()).await {
@@ -264,9 +311,6 @@ fn boot_refusal(error: VmmError) -> Refusal {
     match &error {
         VmmError::Refused { code: Code::BadKernel | Code::BadArgument, detail } => {
             Refusal::new(RefusalCode::BadBoot, detail.clone())
-        }
-        VmmError::File { what: "open", path, source } if Path::new(path) != Path::new("/dev/kvm") => {
-            Refusal::new(RefusalCode::BadBoot, format!("cannot open {path} on this host: {source}"))
         }
         _ => Refusal::host(error),
     }

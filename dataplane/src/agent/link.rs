@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Endpoint, IdleTimeout, RecvStream, SendStream, TransportConfig};
+use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, RecvStream, SendStream, TransportConfig};
 use rkyv::util::AlignedVec;
 use tokio::sync::mpsc;
 use wire::fleet::{FromHost, ToHost, VERSION};
-use wire::frame::{self, HEADER_BYTES, Header};
+use wire::frame::{self, HEADER_BYTES, Header, Message};
 
 /// Name of the control plane's identity.
 pub const CONTROL_NAME: &str = "control";
@@ -27,6 +27,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 const REPORTS_MAX: usize = 1024;
 /// A control plane that does not answer a dial within this is tried again: it may just have been restarted.
 const DIAL_LIMIT: Duration = Duration::from_secs(1);
+/// Connections to guests that the control plane may have open at a time.
+const STREAMS_MAX: u32 = 1024;
 /// How long the control plane has to answer Hello.
 const WELCOME_LIMIT: Duration = Duration::from_secs(5);
 
@@ -39,6 +41,15 @@ pub enum LinkEvent {
         to_control: mpsc::Sender<FromHost>,
         /// Interval of heartbeats.
         heartbeat: Duration,
+        /// For streams of our own.
+        connection: Connection,
+    },
+    /// The control plane has opened a stream beside the commands.
+    Stream {
+        /// To it.
+        send: SendStream,
+        /// From it.
+        receive: RecvStream,
     },
     /// A command.
     Command {
@@ -133,7 +144,8 @@ async fn run(
     tracing::info!(%control, "joined the fleet");
     *pause = RETRY.0;
     let (to_control, mut outgoing) = mpsc::channel(REPORTS_MAX);
-    if events.send(LinkEvent::Up { to_control, heartbeat }).await.is_err() {
+    let up = LinkEvent::Up { to_control, heartbeat, connection: connection.clone() };
+    if events.send(up).await.is_err() {
         return Ok(());
     }
     let writer = async {
@@ -144,16 +156,25 @@ async fn run(
     };
     let reader = async {
         loop {
-            if let ToHost::Command { op, command } = read(&mut receive).await?
+            if let ToHost::Command { op, command } = read::<ToHost>(&mut receive).await?
                 && events.send(LinkEvent::Command { op, command: Box::new(command) }).await.is_err()
             {
                 return Ok::<(), io::Error>(());
             }
         }
     };
+    let streams = async {
+        loop {
+            let (send, receive) = connection.accept_bi().await?;
+            if events.send(LinkEvent::Stream { send, receive }).await.is_err() {
+                return Ok::<(), quinn::ConnectionError>(());
+            }
+        }
+    };
     tokio::select! {
         ended = writer => ended.map_err(LinkError::Stream),
         ended = reader => ended.map_err(LinkError::Stream),
+        ended = streams => Ok(ended?),
     }
 }
 
@@ -162,6 +183,7 @@ fn endpoint(control: SocketAddr, trust: &pki::Trust) -> Result<Endpoint, LinkErr
     let mut transport = TransportConfig::default();
     transport.keep_alive_interval(Some(KEEP_ALIVE));
     transport.max_idle_timeout(IdleTimeout::try_from(IDLE_LIMIT).ok());
+    transport.max_concurrent_bidi_streams(STREAMS_MAX.into());
     let mut config = ClientConfig::new(Arc::new(tls));
     config.transport_config(Arc::new(transport));
     let any = if control.is_ipv4() { SocketAddr::from(([0; 4], 0)) } else { SocketAddr::from(([0; 16], 0)) };
@@ -170,12 +192,20 @@ fn endpoint(control: SocketAddr, trust: &pki::Trust) -> Result<Endpoint, LinkErr
     Ok(endpoint)
 }
 
-async fn write(send: &mut SendStream, message: &FromHost) -> io::Result<()> {
+/// Writes one message.
+///
+/// # Errors
+/// The stream's.
+pub(super) async fn write<M: Message>(send: &mut SendStream, message: &M) -> io::Result<()> {
     let bytes = frame::encode(VERSION, message, 0).map_err(io::Error::other)?;
     Ok(send.write_all(&bytes).await?)
 }
 
-async fn read(receive: &mut RecvStream) -> io::Result<ToHost> {
+/// Reads one message.
+///
+/// # Errors
+/// The stream's; `InvalidData` when it is no message of this kind.
+pub(super) async fn read<M: Message>(receive: &mut RecvStream) -> io::Result<M> {
     let invalid = |e| io::Error::new(io::ErrorKind::InvalidData, e);
     let mut fixed = [0; HEADER_BYTES];
     receive.read_exact(&mut fixed).await.map_err(io::Error::other)?;

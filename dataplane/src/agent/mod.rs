@@ -4,8 +4,11 @@
 //! lives across an await. A command is one async function in [`commands`], [`lifecycle`] or [`moves`] that reads from top to bottom.
 
 mod adopt;
+mod blobs;
 pub mod capacity;
 mod commands;
+mod disks;
+mod guest;
 mod lifecycle;
 pub mod link;
 mod machine;
@@ -57,6 +60,12 @@ pub struct HostConfig {
     /// Where the control plane listens for hosts
     #[arg(long)]
     pub control: SocketAddr,
+    /// Directory for images and kernels, by their digests; may be shared with other hosts and the control plane. By default, `images` in the state directory
+    #[arg(long)]
+    pub images: Option<PathBuf>,
+    /// Directory for the disks of machines; by default, `disks` in the state directory, and then they do not outlive a reboot
+    #[arg(long)]
+    pub disks: Option<PathBuf>,
     /// Interface that leads to the other hosts and to the clients
     #[arg(long, default_value = "uplink")]
     pub uplink: String,
@@ -109,6 +118,9 @@ pub(crate) struct Host {
     /// Epochs that must never run here, by machine.
     fences: RefCell<BTreeMap<MachineId, Epoch>>,
     to_control: RefCell<Option<mpsc::Sender<FromHost>>>,
+    /// For streams beside the commands, while the link is up.
+    connection: RefCell<Option<quinn::Connection>>,
+    blobs: blobs::Blobs,
     heartbeat: Cell<Duration>,
     changed: Notify,
 }
@@ -171,6 +183,8 @@ async fn serve(config: HostConfig) -> anyhow::Result<()> {
         incoming: RefCell::default(),
         fences: RefCell::default(),
         to_control: RefCell::default(),
+        connection: RefCell::default(),
+        blobs: blobs::Blobs::new(config.images.clone().unwrap_or_else(|| config.state.join("images"))),
         heartbeat: Cell::new(Duration::from_secs(1)),
         changed: Notify::new(),
         boot_nonce: boot_nonce(),
@@ -287,9 +301,10 @@ async fn attend(
 impl Host {
     fn take_link_event(self: &Rc<Self>, event: LinkEvent) {
         match event {
-            LinkEvent::Up { to_control, heartbeat } => {
+            LinkEvent::Up { to_control, heartbeat, connection } => {
                 self.heartbeat.set(heartbeat);
                 self.to_control.replace(Some(to_control));
+                self.connection.replace(Some(connection));
                 self.say(self.beat());
                 for machine in self.machines.borrow().values() {
                     if machine.phase() == HostPhase::Ended
@@ -311,7 +326,13 @@ impl Host {
                     host.note_change();
                 });
             }
-            LinkEvent::Down => drop(self.to_control.replace(None)),
+            LinkEvent::Stream { send, receive } => {
+                tokio::task::spawn_local(guest::serve(self.clone(), send, receive));
+            }
+            LinkEvent::Down => {
+                self.to_control.replace(None);
+                self.connection.replace(None);
+            }
         }
     }
 }

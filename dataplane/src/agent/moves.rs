@@ -6,17 +6,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
-use wire::fleet::{Answer, ForwardAddress, HostPhase, MigrationStanding, Outcome, RefusalCode};
+use wire::fleet::{Answer, DiskStart, ForwardAddress, HostPhase, MigrationStanding, Outcome, RefusalCode};
 use wire::ids::{Epoch, HostName, MachineId, MigrationId};
 use wire::migration::messages::{VERSIONS, VersionRange};
 use wire::migration::source::{SourceConfig, SourceEvent};
 use wire::migration::target::{TargetConfig, TargetEvent, TargetOutcome};
 use wire::vmm::MachineSpec;
 
-use super::Host;
 use super::commands::Refusal;
 use super::lifecycle::lacking;
 use super::machine::Machine;
+use super::{Host, disks};
 use crate::doorbell::{Ringer, doorbell};
 use crate::migrate::source::{self, SourceInput, SourceJob};
 use crate::migrate::target::{self, Outside, TargetJob};
@@ -95,7 +95,11 @@ impl Host {
         machine.set_migration(Some(migration));
         self.machines.borrow_mut().insert(id, machine.clone());
         let _turn = machine.turn.lock().await;
-        let expected = match self.create(&machine, |_, _| Ok(())).await {
+        let created = async {
+            let disks = self.open_disks(machine.spec(), DiskStart::Fresh, disks::INCOMING).await?;
+            self.create(&machine, disks, |_| Ok(())).await
+        };
+        let expected = match created.await {
             Ok(()) => self.expect(&machine, migration, epoch, source).await,
             Err(refusal) => Err(refusal),
         };

@@ -13,7 +13,16 @@ impl Host {
     pub(super) async fn do_work(self: &Rc<Self>, machine: &Rc<Machine>, work: Work) -> Result<u64, String> {
         let line = |error: anyhow::Error| format!("{error:#}");
         match work {
-            Work::InstallRoute => self.route_here(machine).await.map_err(line)?,
+            Work::InstallRoute => {
+                self.route_here(machine).await.map_err(line)?;
+                // What a flush has promised the guest on the source holds here before it runs here.
+                if let Some(vm) = machine.vm().filter(|vm| !vm.memory.disks.is_empty()) {
+                    let synced = tokio::task::spawn_blocking(move || vm.memory.sync_disks()).await;
+                    synced
+                        .map_err(|e| e.to_string())?
+                        .map_err(|e| format!("a disk cannot be synced: {e}"))?;
+                }
+            }
             Work::RemoveRoute => {
                 let _order = machine.net_turn.lock().await;
                 self.net.release(&machine.addresses()).await.map_err(|e| line(e.into()))?;
@@ -27,6 +36,7 @@ impl Host {
             }
             Work::Release => {
                 self.end_vm(machine).await;
+                self.remove_disks(machine.id());
                 // How it came here is of no interest any more, and what received it holds on to its RAM.
                 self.forget_arrival(machine);
                 self.ledger.borrow_mut().release(machine.id());
@@ -65,6 +75,6 @@ impl Host {
         home.send(ShardOrder::Detach { machine: machine.id() }).await.map_err(|e| e.to_string())?;
         let process = vm.process.clone();
         tokio::task::spawn_blocking(move || process.kill()).await.map_err(|e| e.to_string())?;
-        self.start_vmm(machine, vm.memory, vm.tap, vm.tap_index, |_, _| Ok(())).await.map_err(|e| e.detail)
+        self.start_vmm(machine, vm.memory, vm.tap, vm.tap_index, |_| Ok(())).await.map_err(|e| e.detail)
     }
 }

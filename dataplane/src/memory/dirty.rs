@@ -7,8 +7,6 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
-use wire::units::RamSize;
-
 use super::shm::{Shm, ShmError};
 
 const NAME: &str = "mashine-dirty";
@@ -21,25 +19,25 @@ pub struct DirtyBitmap {
 }
 
 impl DirtyBitmap {
-    /// Size of the memfd for RAM of `size`, in bytes.
-    pub fn bytes_for(size: RamSize) -> u64 {
-        size.pages().div_ceil(64) * 8
+    /// Size of the memfd for a space of so many pages, in bytes.
+    pub fn bytes_for(pages: u64) -> u64 {
+        pages.div_ceil(64) * 8
     }
 
     /// Makes a bitmap without a bit set.
     ///
     /// # Errors
     /// [`ShmError`] from the kernel.
-    pub fn create(size: RamSize) -> Result<Self, ShmError> {
-        Ok(Self::over(Shm::create(NAME, Self::bytes_for(size))?))
+    pub fn create(pages: u64) -> Result<Self, ShmError> {
+        Ok(Self::over(Shm::create(NAME, Self::bytes_for(pages))?))
     }
 
     /// Takes a bitmap back from a VMM.
     ///
     /// # Errors
-    /// [`ShmError::Mismatch`] when it does not fit RAM of `size`.
-    pub fn adopt(file: OwnedFd, size: RamSize) -> Result<Self, ShmError> {
-        Ok(Self::over(Shm::adopt(NAME, file, Self::bytes_for(size))?))
+    /// [`ShmError::Mismatch`] when it does not fit a space of so many pages.
+    pub fn adopt(file: OwnedFd, pages: u64) -> Result<Self, ShmError> {
+        Ok(Self::over(Shm::adopt(NAME, file, Self::bytes_for(pages))?))
     }
 
     fn over(shm: Shm) -> Self {
@@ -87,7 +85,7 @@ mod tests {
 
     #[test]
     fn bits_are_taken_once_and_can_be_given_back() {
-        let bitmap = DirtyBitmap::create(RamSize::from_bytes(16 << 20).unwrap()).unwrap();
+        let bitmap = DirtyBitmap::create(4096).unwrap();
         assert_eq!((bitmap.words(), bitmap.count()), (64, 0));
         bitmap.give_back(5, 0b1011);
         bitmap.give_back(64, u64::MAX);

@@ -110,7 +110,7 @@ impl AsFd for GuestRam {
 }
 
 /// Whether all bytes are zero. Most pages with content show it in their first words.
-fn is_zero(page: &[u8; PAGE_BYTES_USIZE]) -> bool {
+pub(super) fn is_zero(page: &[u8; PAGE_BYTES_USIZE]) -> bool {
     let (words, _) = page.as_chunks::<32>();
     words.iter().all(|w| *w == [0; 32])
 }

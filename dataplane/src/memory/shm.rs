@@ -1,8 +1,8 @@
-//! A memfd and its mapping: the one place that maps memory.
+//! A memfd (or part of a disk's file) and its mapping: the one place that maps memory.
 //!
 //! Invariant of [`Shm`], on which every `unsafe` block here rests: `base .. base + bytes` is one shared, writable mapping
-//! of `file`, made in [`Shm::map`] and unmapped only when the `Shm` is dropped. The file is sealed against shrinking,
-//! so that an access within `bytes` cannot fault.
+//! of `file`, made in [`Shm::map`] and unmapped only when the `Shm` is dropped. A memfd is sealed against shrinking, and a disk's file has the space
+//! of its bitmap allocated and is never shortened, so that an access within `bytes` cannot fault.
 
 use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -69,7 +69,7 @@ impl Shm {
         rustix::fs::ftruncate(&file, bytes).map_err(fail("size"))?;
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
             .map_err(fail("seal"))?;
-        Self::map(name, file, bytes)
+        Self::map(name, file, 0, bytes)
     }
 
     /// Maps a memfd that a VMM gave back; checks its size and that it cannot shrink under us.
@@ -80,10 +80,21 @@ impl Shm {
         if have != bytes || !seals.contains(SealFlags::SHRINK) {
             return Err(ShmError::Mismatch { name, have, want: bytes });
         }
-        Self::map(name, file, bytes)
+        Self::map(name, file, 0, bytes)
     }
 
-    fn map(name: &'static str, file: OwnedFd, bytes: u64) -> Result<Self, ShmError> {
+    /// Maps part of a file of this host, from `offset`, a multiple of the page size. Its space must be allocated, and nobody but us and our VMM may
+    /// change its length: what a sealed memfd promises, the caller does.
+    pub(super) fn over_file(
+        name: &'static str,
+        file: OwnedFd,
+        offset: u64,
+        bytes: u64,
+    ) -> Result<Self, ShmError> {
+        Self::map(name, file, offset, bytes)
+    }
+
+    fn map(name: &'static str, file: OwnedFd, offset: u64, bytes: u64) -> Result<Self, ShmError> {
         let fail = |call| move |source| ShmError::System { call, name, bytes, source };
         let len = usize::try_from(bytes).map_err(|_| fail("map")(Errno::NOMEM))?;
         // Reserve more than needed, so that an aligned start lies within; the rest is given back at once.
@@ -104,7 +115,7 @@ impl Shm {
         let (prot, flags) =
             (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE);
         // SAFETY: `aligned .. aligned + len` lies within the reservation made above, which nobody else knows of.
-        let mapped = unsafe { rustix::mm::mmap(aligned.cast(), len, prot, flags, &file, 0) };
+        let mapped = unsafe { rustix::mm::mmap(aligned.cast(), len, prot, flags, &file, offset) };
         let trim = |from: *mut u8, n: usize| {
             if n > 0 {
                 // SAFETY: the range is a part of the reservation outside the mapping, page-aligned, unused.

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use tokio::sync::mpsc;
 use wire::migration::source::Sent;
-use wire::units::{CHUNK_PAGES, PageIndex, RamSize};
+use wire::units::{CHUNK_PAGES, PageIndex};
 
 use super::source_lane::{LaneCommand, LaneNews, LaneReport, LaneTotals};
 use crate::doorbell::Ringer;
@@ -69,16 +69,16 @@ impl Lanes {
     pub async fn send_round(
         &mut self,
         vmm: &VmmClient,
-        ram: RamSize,
+        all_chunks: u64,
         round: u32,
     ) -> Result<RoundTotals, RoundError> {
         let started = now();
         let few = vmm.dirty_sync().await? <= FEW_PAGES;
-        let range_chunks = if few { ram.chunks() } else { RANGE_CHUNKS };
+        let range_chunks = if few { all_chunks } else { RANGE_CHUNKS };
         let mut under_way = 0;
         let mut start = 0;
-        while start < ram.chunks() {
-            let end = (start + range_chunks).min(ram.chunks());
+        while start < all_chunks {
+            let end = (start + range_chunks).min(all_chunks);
             vmm.dirty_take(PageIndex(start * CHUNK_PAGES), (end - start) * CHUNK_PAGES).await?;
             self.command(&LaneCommand::Range { round, chunks: start..end, paused: false })?;
             under_way += 1;
@@ -96,9 +96,9 @@ impl Lanes {
     ///
     /// # Errors
     /// [`RoundError::Lane`].
-    pub async fn send_final(&mut self, ram: RamSize, round: u32) -> Result<RoundTotals, RoundError> {
+    pub async fn send_final(&mut self, all_chunks: u64, round: u32) -> Result<RoundTotals, RoundError> {
         let started = now();
-        let chunks: Range<u64> = 0..ram.chunks();
+        let chunks: Range<u64> = 0..all_chunks;
         self.command(&LaneCommand::Range { round, chunks, paused: true })?;
         self.command(&LaneCommand::EndRound { round })?;
         self.ranges_done(1).await?;

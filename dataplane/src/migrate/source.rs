@@ -371,13 +371,14 @@ impl Session {
     /// Sends a round: with `precopy` from the dirty log, range by range; else what the pause has put into the bitmap.
     fn send_pages(&mut self, round: u32, precopy: bool) {
         let Some(lanes) = self.lanes.clone() else { return };
-        let (vmm, local, ram) = (self.vmm.clone(), self.local.clone(), self.config.spec.ram);
+        let (vmm, local) = (self.vmm.clone(), self.local.clone());
+        let chunks = self.memory.space.chunks();
         self.sending = Some(glommio::spawn_local(async move {
             let Ok(mut lanes) = lanes.write().await else { return };
             let sent = if precopy {
-                lanes.send_round(&vmm, ram, round).await
+                lanes.send_round(&vmm, chunks, round).await
             } else {
-                lanes.send_final(ram, round).await
+                lanes.send_final(chunks, round).await
             };
             let event = match sent {
                 Ok(RoundTotals { sent, .. }) if precopy => SourceEvent::RoundSent(sent),
@@ -394,7 +395,7 @@ impl Session {
     }
 
     fn give_back(&self, received: &Resume) {
-        self.in_flight.give_back(received, self.config.spec.ram.pages(), &self.memory.dirty);
+        self.in_flight.give_back(received, self.memory.space.pages(), &self.memory.dirty);
     }
 
     fn stop_dirty_log(&self) {

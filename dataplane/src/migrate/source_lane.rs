@@ -4,6 +4,7 @@
 //! read. A page that the guest writes meanwhile is dirty again and goes out in a later round.
 
 use std::collections::HashSet;
+use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
@@ -253,7 +254,7 @@ impl OutLane {
         runs: &[PageRun],
     ) -> Result<(), StreamError> {
         let mut buffer = self.buffers.take(BATCH_PAGES * PAGE_BYTES_USIZE);
-        let (batch, pages) = fill(memory, round, runs, &mut buffer, &mut self.written);
+        let (batch, pages) = fill(memory, round, runs, &mut buffer, &mut self.written)?;
         self.sender.batch(&batch);
         let payload_bytes = u32::try_from(pages * PAGE_BYTES_USIZE).unwrap_or(0);
         let total: u64 = runs.iter().map(|run| run.count).sum();
@@ -325,17 +326,17 @@ fn fill(
     runs: &[PageRun],
     buffer: &mut [u8],
     written: &mut HashSet<u64>,
-) -> (Batch, usize) {
+) -> io::Result<(Batch, usize)> {
     let mut batch = Batch { round, content: Vec::new(), zero: Vec::new() };
     let (places, _) = buffer.as_chunks_mut::<PAGE_BYTES_USIZE>();
     let mut used = 0;
     for run in runs {
         // A run lies in one word of the bitmap, so in one chunk.
         let chunk = run.first.chunk();
-        let read = written.contains(&chunk) || (memory.ram.chunk_written(chunk) && written.insert(chunk));
+        let read = written.contains(&chunk) || (memory.chunk_written(chunk) && written.insert(chunk));
         for page in run.pages() {
             let Some(place) = places.get_mut(used) else { break };
-            if read && memory.ram.copy_out(page, place) == PageContent::Data {
+            if read && memory.copy_out(page, place)? == PageContent::Data {
                 used += 1;
                 extend(&mut batch.content, page);
             } else {
@@ -343,12 +344,12 @@ fn fill(
             }
         }
     }
-    (batch, used)
+    Ok((batch, used))
 }
 
 /// Adds a page to the last run if it follows it in the same chunk, or begins a new run.
 fn extend(runs: &mut Vec<WireRun>, page: PageIndex) {
-    // Pages of the largest RAM fit 32 bits; see `WireRun`.
+    // Pages of the largest space fit 32 bits; see `WireRun`.
     let Ok(number) = u32::try_from(page.0) else { return };
     match runs.last_mut() {
         Some(run)
@@ -398,7 +399,7 @@ mod tests {
         }
         let mut buffer = vec![0; BATCH_PAGES * PAGE_BYTES_USIZE];
         let runs = [PageRun { first: PageIndex(510), count: 2 }, PageRun { first: PageIndex(512), count: 3 }];
-        let (batch, used) = fill(&memory, 3, &runs, &mut buffer, &mut HashSet::new());
+        let (batch, used) = fill(&memory, 3, &runs, &mut buffer, &mut HashSet::new()).unwrap();
         assert_eq!(used, 4);
         let run = |first, count| WireRun { first, count };
         assert_eq!(batch.content, [run(510, 2), run(512, 1), run(514, 1)]);

@@ -1,4 +1,4 @@
-//! One incoming lane: QUIC to guest memory.
+//! One incoming lane: QUIC to guest memory and disks.
 //!
 //! A batch is received whole, then checked and written in one step under its lane's lock. So halting the lanes needs to wait for
 //! nobody: a batch is either in memory and counted, or it is not, and a lane of an attempt that is over finds that out
@@ -66,16 +66,16 @@ impl LaneSink {
 
     /// Reads the lanes of this attempt from here on.
     pub fn accept(&self, attempt: u32, count: u16) {
-        let ram = self.memory.ram.size();
+        let pages = self.memory.space.pages();
         let mut lanes = lock(&self.lanes);
         lanes.attempt = attempt;
         let first = u16::try_from(lanes.receivers.len()).unwrap_or(count);
         for lane in first..count {
-            let receiver = LaneReceiver::new(Lane(lane), count, ram);
+            let receiver = LaneReceiver::new(Lane(lane), count, pages);
             lanes.receivers.push(Arc::new(Mutex::new(Slot {
                 attempt,
                 receiver,
-                touched: PageSet::empty(ram.pages()),
+                touched: PageSet::empty(pages),
             })));
         }
         for slot in &lanes.receivers {
@@ -122,6 +122,8 @@ enum ServeError {
     NotOpened,
     #[error("lane opened twice")]
     Reopened,
+    #[error("a disk of the machine cannot be written on this host: free some space, or choose another host")]
+    Disk(#[source] std::io::Error),
 }
 
 impl From<FrameError> for ServeError {
@@ -145,8 +147,13 @@ pub async fn serve(context: Rc<ShardContext>, connection: Connection, mut from: 
         // The session learns of a lost link from its control stream, or soon by the idle timeout; a lane alone may be lost, too.
         Ok(()) | Err(ServeError::Stream(StreamError::Quic(_))) => {}
         Err(error) => {
-            let (operation, code) = (TargetOperation::Lanes, RefusalCode::Protocol);
-            sink.tell(TargetEvent::OperationFailed { operation, code, detail: error.to_string() });
+            let code = if matches!(error, ServeError::Disk(_)) {
+                RefusalCode::NoDisk
+            } else {
+                RefusalCode::Protocol
+            };
+            let (operation, detail) = (TargetOperation::Lanes, format!("{:#}", anyhow::Error::from(error)));
+            sink.tell(TargetEvent::OperationFailed { operation, code, detail });
             connection.close(1, "lane broke its rules");
         }
     }
@@ -242,16 +249,13 @@ fn apply(
             }
             let fits = usize::try_from(end - at).unwrap_or(usize::MAX).min(current.len());
             let (now, rest) = current.split_at(fits);
-            let inside = memory.ram.copy_in(at, now);
-            debug_assert!(inside, "a checked batch lies in RAM");
+            memory.copy_in(at, now).map_err(ServeError::Disk)?;
             at += now.len() as u64;
             current = rest;
         }
     }
     for page in checked.zero().flat_map(|run| run.pages()) {
-        if touched.remove(page) {
-            memory.ram.clear(page);
-        }
+        memory.clear(page, touched.remove(page)).map_err(ServeError::Disk)?;
     }
     receiver.applied();
     Ok(())
@@ -262,7 +266,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// RAM sizes fit the sets of pages kept here: 32 MiB of bits for each lane at the largest size.
+/// RAM fits the sets of pages kept here: 32 MiB of bits for each lane at the largest size, and as much for each disk of the largest size.
 const _: () = assert!(wire::units::RAM_BYTES_MAX / wire::units::PAGE_BYTES <= 1 << 28);
 
 #[cfg(test)]
@@ -296,7 +300,7 @@ mod tests {
     fn pages_land_wherever_the_chunks_of_the_payload_end() {
         let ram = RamSize::from_bytes(16 << 20).unwrap();
         let memory = MachineMemory::create(ram).unwrap();
-        let receiver = LaneReceiver::new(Lane(0), 1, ram);
+        let receiver = LaneReceiver::new(Lane(0), 1, ram.pages());
         let mut slot = Slot { attempt: 1, receiver, touched: PageSet::empty(ram.pages()) };
         let runs = vec![WireRun { first: 1, count: 1 }, WireRun { first: 7, count: 1 }];
         let batch = Batch { round: 1, content: runs, zero: vec![] };

@@ -87,6 +87,8 @@ pub enum VmmRequest {
     Reclaim(Epoch),
     /// Switch dirty logging off, left on by an earlier `mashined`.
     StopDirtyLog,
+    /// Press the power button.
+    PowerButton,
     /// End.
     Quit,
 }
@@ -350,6 +352,7 @@ async fn ask(client: Option<VmmClient>, request: VmmRequest) -> Result<(), VmmEr
         VmmRequest::Run(epoch) => client.run(epoch).await,
         VmmRequest::Reclaim(epoch) => client.reclaim(epoch).await,
         VmmRequest::StopDirtyLog => client.dirty_log(false).await,
+        VmmRequest::PowerButton => client.power_button().await,
         VmmRequest::Quit => client.quit().await,
     }
 }

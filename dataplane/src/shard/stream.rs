@@ -17,6 +17,9 @@ pub enum StreamError {
     /// A message of ours that does not fit a frame.
     #[error(transparent)]
     Encode(#[from] EncodeError),
+    /// What was to be sent cannot be read from a disk of the machine.
+    #[error("a disk of the machine cannot be read on this host")]
+    Disk(#[from] std::io::Error),
 }
 
 /// Sends a message without payload.

@@ -177,6 +177,14 @@ impl VmmClient {
         self.done("Reclaim", Request::Reclaim { epoch }).await
     }
 
+    /// Presses the power button.
+    ///
+    /// # Errors
+    /// [`VmmError`]; refused when the guest does not run.
+    pub async fn power_button(&self) -> Result<(), VmmError> {
+        self.done("PowerButton", Request::PowerButton).await
+    }
+
     /// Ends the process.
     ///
     /// # Errors

@@ -2,9 +2,11 @@
 //!
 //! * [`process`]: one `mashine-vmm` process; it outlives `mashined`, which finds it again by the files it left.
 //! * [`setup`]: the slow, blocking part of the control socket, where descriptors travel: creating, booting, adopting.
+//! * [`initrd`]: the guest's configuration behind its initial RAM disk.
 //! * [`client`]: the fast part, on the machine's home shard: pause, dirty log, state, run.
 
 pub mod client;
+pub mod initrd;
 pub mod process;
 pub mod setup;
 

@@ -46,6 +46,11 @@ impl MachineDir {
         self.0.join("control.sock")
     }
 
+    /// Where to connect to ports of the guest; see [`wire::vmm`].
+    pub fn vsock(&self) -> PathBuf {
+        self.0.join("vsock.sock")
+    }
+
     /// Removes the directory and all in it.
     pub fn remove(&self) {
         if let Err(error) = fs::remove_dir_all(&self.0)
@@ -78,9 +83,11 @@ impl VmmProcess {
             move |source| VmmError::File { what, path, source }
         };
         fs::create_dir_all(&dir.0).map_err(file("create", &dir.0))?;
-        let socket = dir.socket();
-        let _stale = fs::remove_file(&socket);
-        let listener = UnixListener::bind(&socket).map_err(file("listen on", &socket))?;
+        let listen = |socket: &Path| {
+            let _stale = fs::remove_file(socket);
+            UnixListener::bind(socket).map_err(file("listen on", socket))
+        };
+        let (control, vsock) = (listen(&dir.socket())?, listen(&dir.vsock())?);
         let log_path = dir.file("vmm.log");
         let log =
             File::options().create(true).append(true).open(&log_path).map_err(file("open", &log_path))?;
@@ -91,7 +98,10 @@ impl VmmProcess {
         // A process group of its own: Ctrl-C at a terminal stops the daemon, not the machines.
         command.process_group(0);
         command
-            .fd_mappings(vec![FdMapping { parent_fd: listener.into(), child_fd: 3 }])
+            .fd_mappings(vec![
+                FdMapping { parent_fd: control.into(), child_fd: 3 },
+                FdMapping { parent_fd: vsock.into(), child_fd: 4 },
+            ])
             .map_err(|e| spawn(std::io::Error::other(e)))?;
         let child = command.spawn().map_err(spawn)?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);

@@ -14,18 +14,19 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
 };
+use wire::disk::OverlayLayout;
 use wire::frame::{self, HEADER_BYTES, Header};
 use wire::vmm::{Disowned, FromVmm, GuestEnd, MachineSpec, Phase, Reply, Request, ToVmm, VERSION};
 
 use super::{VmmError, accepted};
-use crate::memory::{ConsoleRing, DirtyBitmap, GuestRam, MachineMemory};
+use crate::memory::{ConsoleRing, DirtyBitmap, DiskOverlay, GuestRam, MachineMemory};
 use crate::net::Tap;
 use wire::ids::Epoch;
 
 /// Longest wait for one answer. Creating a VM takes some 10 ms; loading a kernel as long as reading it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Most descriptors in one message: see [`Request::Create`].
-const DESCRIPTORS_MAX: usize = 8;
+const DESCRIPTORS_MAX: usize = 5 + 2 * wire::space::DISKS_MAX;
 
 /// A VMM found running.
 #[derive(Debug)]
@@ -78,21 +79,20 @@ impl Setup {
         let path = "/dev/kvm";
         let kvm = File::options().read(true).write(true).open(path);
         let kvm = kvm.map_err(|source| VmmError::File { what: "open", path: path.to_owned(), source })?;
-        let fds =
-            [kvm.as_fd(), memory.ram.as_fd(), memory.dirty.as_fd(), memory.console.as_fd(), tap.as_fd()];
+        let mut fds =
+            vec![kvm.as_fd(), memory.ram.as_fd(), memory.dirty.as_fd(), memory.console.as_fd(), tap.as_fd()];
+        for disk in &memory.disks {
+            fds.push(disk.as_fd());
+            fds.extend(disk.base().map(AsFd::as_fd));
+        }
         self.done("Create", Request::Create(spec.clone()), &fds)
     }
 
     /// Loads the kernel.
     ///
     /// # Errors
-    /// [`VmmError::File`] when a file cannot be opened; a kernel that is none is [`VmmError::Refused`].
-    pub fn boot(&mut self, spec: &MachineSpec, cmdline: String) -> Result<(), VmmError> {
-        let open = |path: &String| {
-            File::open(path).map_err(|source| VmmError::File { what: "open", path: path.clone(), source })
-        };
-        let kernel = open(&spec.boot.kernel)?;
-        let initrd = spec.boot.initrd.as_ref().map(open).transpose()?;
+    /// A kernel that is none is [`VmmError::Refused`].
+    pub fn boot(&mut self, kernel: File, initrd: Option<File>, cmdline: String) -> Result<(), VmmError> {
         let fds: Vec<_> = std::iter::once(&kernel).chain(&initrd).map(File::as_fd).collect();
         self.done("Boot", Request::Boot { initrd: initrd.is_some(), cmdline }, &fds)
     }
@@ -107,17 +107,33 @@ impl Setup {
             return Err(VmmError::Protocol("Describe"));
         };
         let Some(spec) = spec else { return Ok(None) };
-        let [ram, dirty, console, tap] = <[OwnedFd; 4]>::try_from(fds)
-            .map_err(|_| VmmError::Protocol("Describe without its descriptors"))?;
+        let lacking = || VmmError::Protocol("Describe without its descriptors");
+        let mut fds = fds.into_iter();
+        let mut next = || fds.next().ok_or_else(lacking);
+        let [ram, dirty, console, tap] = [next()?, next()?, next()?, next()?];
         let mapped = |e| VmmError::File {
             what: "map",
             path: format!("the memory of {}", spec.id),
             source: io::Error::other(e),
         };
+        let mut disks = Vec::new();
+        for disk in &spec.disks {
+            let (overlay, base) = (next()?, disk.base.map(|_| next()).transpose()?);
+            let layout = OverlayLayout::new(disk.size);
+            let adopted = DiskOverlay::adopt(overlay, base, layout, disk.base);
+            disks.push(adopted.map_err(|source| VmmError::File {
+                what: "take back",
+                path: format!("disk {} of {}", disk.name, spec.id),
+                source,
+            })?);
+        }
+        let space = spec.space();
         let memory = MachineMemory {
             ram: GuestRam::adopt(ram, spec.ram).map_err(mapped)?,
-            dirty: DirtyBitmap::adopt(dirty, spec.ram).map_err(mapped)?,
+            disks,
+            dirty: DirtyBitmap::adopt(dirty, space.pages()).map_err(mapped)?,
             console: ConsoleRing::adopt(console).map_err(mapped)?,
+            space,
         };
         Ok(Some(Adopted { spec, phase, epoch, disowned, ended, memory, tap: Tap::adopt(tap) }))
     }

@@ -6,7 +6,7 @@ use wire::migration::convergence::Policy;
 use wire::migration::source::{SourceConfig, SourceLimits};
 use wire::migration::target::{TargetConfig, TargetLimits};
 use wire::units::RamSize;
-use wire::vmm::{BootSpec, CpuProfile, MachineSpec};
+use wire::vmm::{BootSpec, CpuProfile, FileRef, MachineSpec};
 
 use crate::options::Mutation;
 use crate::rng::Rng;
@@ -111,8 +111,14 @@ fn spec() -> MachineSpec {
         mac: [2, 0, 0, 0, 0, 1],
         ip4: [198, 19, 0, 2],
         ip6: [0; 16],
-        boot: BootSpec { kernel: String::new(), initrd: None, cmdline: String::new() },
+        boot: BootSpec {
+            kernel: FileRef::Path(String::new()),
+            initrd: None,
+            cmdline: String::new(),
+            guest_config: Vec::new(),
+        },
         cpu: CpuProfile { name: String::new(), features: Vec::new(), tsc_khz: 0 },
+        disks: Vec::new(),
     }
 }
 

@@ -155,7 +155,7 @@ impl World {
                 {
                     let ram = config.spec.ram;
                     self.target.receivers =
-                        (0..lanes).map(|lane| LaneReceiver::new(Lane(lane), lanes, ram)).collect();
+                        (0..lanes).map(|lane| LaneReceiver::new(Lane(lane), lanes, ram.pages())).collect();
                 }
                 self.target.receivers.iter_mut().for_each(LaneReceiver::reconnected);
             }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use wire::ids::{MachineId, MigrationId};
 use wire::units::{PageIndex, RamSize};
-use wire::vmm::{BootSpec, CpuProfile, MachineSpec};
+use wire::vmm::{BootSpec, CpuProfile, FileRef, MachineSpec};
 
 use super::*;
 
@@ -16,8 +16,14 @@ fn spec() -> MachineSpec {
         mac: [2, 0, 0, 0, 0, 1],
         ip4: [198, 19, 0, 2],
         ip6: [0; 16],
-        boot: BootSpec { kernel: String::new(), initrd: None, cmdline: String::new() },
+        boot: BootSpec {
+            kernel: FileRef::Path(String::new()),
+            initrd: None,
+            cmdline: String::new(),
+            guest_config: Vec::new(),
+        },
         cpu: CpuProfile { name: "host".to_owned(), features: Vec::new(), tsc_khz: 0 },
+        disks: Vec::new(),
     }
 }
 

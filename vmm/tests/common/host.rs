@@ -40,8 +40,14 @@ pub fn spec(vcpus: u32, ram_bytes: u64) -> MachineSpec {
         mac: [0x02, 0x6d, 0x61, 0, 0, 2],
         ip4: [198, 19, 0, 2],
         ip6: [0; 16],
-        boot: BootSpec { kernel: String::new(), initrd: None, cmdline: String::new() },
+        boot: BootSpec {
+            kernel: FileRef::Path(String::new()),
+            initrd: None,
+            cmdline: String::new(),
+            guest_config: Vec::new(),
+        },
         cpu: CpuProfile { name: "host".to_owned(), features: Vec::new(), tsc_khz: 0 },
+        disks: Vec::new(),
     }
 }
 

@@ -17,7 +17,7 @@ use super::messages::LanePoint;
 use crate::frame::{Kind, Message};
 use crate::ids::MigrationId;
 use crate::pages::{Lane, PageRun, lane_of};
-use crate::units::{CHUNK_PAGES, PAGE_BYTES, PageIndex, RamSize};
+use crate::units::{CHUNK_PAGES, PAGE_BYTES, PageIndex};
 
 /// Most pages with content in one batch: one chunk, what a lane frame's payload may hold.
 pub const BATCH_PAGES_MAX: u64 = CHUNK_PAGES;
@@ -60,7 +60,7 @@ pub struct Batch {
     pub zero: Vec<WireRun>,
 }
 
-/// A run of pages. 32 bits number all pages of the largest RAM.
+/// A run of pages. 32 bits number all pages of the largest space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug))]
 pub struct WireRun {
@@ -213,7 +213,8 @@ impl LaneSender {
 pub struct LaneReceiver {
     lane: Lane,
     lanes: u16,
-    ram: RamSize,
+    /// Pages of the machine's space.
+    pages: u64,
     /// Highest round that ended here.
     ended: u32,
     /// Round under way, and what was *checked* of it.
@@ -225,12 +226,12 @@ pub struct LaneReceiver {
 }
 
 impl LaneReceiver {
-    /// Lane number `lane` of `lanes`, for a machine with `ram`.
-    pub fn new(lane: Lane, lanes: u16, ram: RamSize) -> Self {
+    /// Lane number `lane` of `lanes`, for a machine whose space has `pages` pages.
+    pub fn new(lane: Lane, lanes: u16, pages: u64) -> Self {
         Self {
             lane,
             lanes,
-            ram,
+            pages,
             ended: 0,
             round: 0,
             checked: 0,
@@ -249,7 +250,7 @@ impl LaneReceiver {
         payload_bytes: u32,
     ) -> Result<CheckedBatch<'a>, LaneError> {
         self.enter(batch.round.to_native())?;
-        let checked = CheckedBatch::check(batch, payload_bytes, self.lane, self.lanes, self.ram)?;
+        let checked = CheckedBatch::check(batch, payload_bytes, self.lane, self.lanes, self.pages)?;
         self.checked = self.checked.saturating_add(1);
         self.digest.mark(batch.round.to_native(), batch.content.len(), batch.zero.len());
         for run in batch.content.iter().chain(batch.zero.iter()) {
@@ -318,14 +319,14 @@ impl<'a> CheckedBatch<'a> {
         payload_bytes: u32,
         lane: Lane,
         lanes: u16,
-        ram: RamSize,
+        pages: u64,
     ) -> Result<Self, LaneError> {
         let runs = batch.content.len() + batch.zero.len();
         if runs > BATCH_RUNS_MAX {
             return Err(LaneError::TooLarge { runs, pages: 0 });
         }
-        let content_pages = check_runs(&batch.content, lane, lanes, ram)?;
-        let zero_pages = check_runs(&batch.zero, lane, lanes, ram)?;
+        let content_pages = check_runs(&batch.content, lane, lanes, pages)?;
+        let zero_pages = check_runs(&batch.zero, lane, lanes, pages)?;
         if content_pages > BATCH_PAGES_MAX {
             return Err(LaneError::TooLarge { runs, pages: content_pages });
         }
@@ -366,13 +367,13 @@ fn page_run(run: &ArchivedWireRun) -> PageRun {
     PageRun { first: PageIndex(run.first.to_native().into()), count: run.count.to_native().into() }
 }
 
-/// Checks each run of a list against RAM, its chunk, the lane and the run before; returns how many pages they are.
-fn check_runs(runs: &[ArchivedWireRun], lane: Lane, lanes: u16, ram: RamSize) -> Result<u64, LaneError> {
+/// Checks each run of a list against the space, its chunk, the lane and the run before; returns how many pages they are.
+fn check_runs(runs: &[ArchivedWireRun], lane: Lane, lanes: u16, bound: u64) -> Result<u64, LaneError> {
     let (mut pages, mut behind) = (0, 0);
     for raw in runs {
         let run = page_run(raw);
         let (first, end) = (run.first.0, run.end().0);
-        let within = run.count > 0 && first >= behind && end <= ram.pages();
+        let within = run.count > 0 && first >= behind && end <= bound;
         let chunk = run.first.chunk();
         if !within || chunk != PageIndex(end - 1).chunk() || lane_of(chunk, lanes) != lane {
             return Err(LaneError::Run { first: raw.first.to_native(), count: raw.count.to_native() });

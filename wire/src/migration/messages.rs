@@ -19,10 +19,11 @@ use crate::vmm::MachineSpec;
 
 /// Newest version of the migration protocol, control stream and lanes alike.
 /// * 1: first.
-pub const VERSION: u16 = 1;
+/// * 2: disks travel behind RAM; the machine offered names them.
+pub const VERSION: u16 = 2;
 
 /// All versions this release speaks.
-pub const VERSIONS: VersionRange = VersionRange { oldest: 1, newest: VERSION };
+pub const VERSIONS: VersionRange = VersionRange { oldest: 2, newest: VERSION };
 
 /// Most lanes of one migration: what bounds the lists that speak of lanes.
 pub const LANES_MAX: u16 = 256;

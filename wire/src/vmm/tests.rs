@@ -15,11 +15,17 @@ fn spec() -> MachineSpec {
         ip4: [198, 19, 0, 2],
         ip6: [0x20; 16],
         boot: BootSpec {
-            kernel: "/k".to_owned(),
-            initrd: Some("/i".to_owned()),
+            kernel: FileRef::Path("/k".to_owned()),
+            initrd: Some(FileRef::Blob(Digest([9; 32]))),
             cmdline: "quiet".to_owned(),
+            guest_config: b"{}".to_vec(),
         },
         cpu: CpuProfile { name: "host".to_owned(), features: vec!["avx2".to_owned()], tsc_khz: 2_000_000 },
+        disks: vec![DiskSpec {
+            name: "root".parse().unwrap(),
+            size: DiskSize::from_bytes(64 << 20).unwrap(),
+            base: Some(Digest([7; 32])),
+        }],
     }
 }
 
@@ -53,6 +59,8 @@ fn golden_requests() {
         Request::Describe,
         Request::SerialInput(b"ls\n".to_vec()),
         Request::Quit,
+        Request::PowerButton,
+        Request::BalloonStats,
     ];
     let sums: Vec<_> = requests.map(|request| sum(&ToVmm { seq: 1, request })).to_vec();
     assert_eq!(sums, REQUESTS);
@@ -75,37 +83,41 @@ fn golden_answers() {
             ended: Some(GuestEnd::Crash("why".to_owned())),
         },
         Reply::Refused { code: Code::StaleEpoch, detail: "no".to_owned() },
+        Reply::Balloon(BalloonReport { free_bytes: Some(7), ..BalloonReport::default() }),
     ];
     let mut sums: Vec<_> = replies.map(|reply| sum(&FromVmm::Reply { seq: 1, reply })).to_vec();
     sums.push(sum(&FromVmm::Notice(Notice::GuestEnded(GuestEnd::PowerOff))));
     assert_eq!(sums, ANSWERS);
 }
 
-const REQUESTS: [(usize, u32); 15] = [
-    (152, 0xc663_dae6),
-    (160, 0x00dd_76cd),
-    (152, 0xa560_36ff),
-    (160, 0x98af_d7cb),
-    (152, 0xa57f_4af3),
-    (152, 0x0548_396a),
-    (152, 0x2019_11f3),
-    (152, 0xa3b0_7bf7),
-    (152, 0x5ec4_4733),
-    (152, 0x8f0c_30d5),
-    (152, 0x7515_92b5),
-    (152, 0x6e8a_2ca2),
-    (152, 0x16d8_b4f8),
-    (160, 0x3493_86ac),
-    (152, 0xb020_f665),
+const REQUESTS: [(usize, u32); 17] = [
+    (224, 0x42cb_aac4),
+    (296, 0x999b_f076),
+    (224, 0x516f_3474),
+    (232, 0x8105_ecab),
+    (224, 0xb081_78ad),
+    (224, 0x87c2_4abd),
+    (224, 0xe9e9_19bf),
+    (224, 0x046c_d4c1),
+    (224, 0x6d94_59d8),
+    (224, 0x39da_aa89),
+    (224, 0x3872_499a),
+    (224, 0x1f8c_00b7),
+    (224, 0x6f25_13d1),
+    (232, 0x2392_b6c2),
+    (224, 0xec8b_8dad),
+    (224, 0xad5c_c293),
+    (224, 0x6233_e5ee),
 ];
 
-const ANSWERS: [(usize, u32); 8] = [
-    (232, 0x7218_ee6a),
-    (232, 0x332f_011d),
-    (232, 0xb173_05f7),
-    (240, 0xc113_94f7),
-    (232, 0xd675_7c49),
-    (240, 0x3899_505e),
-    (232, 0xdfb7_f87b),
-    (232, 0x2e85_313a),
+const ANSWERS: [(usize, u32); 9] = [
+    (304, 0xa088_28b1),
+    (304, 0x7371_fc94),
+    (304, 0x3ebc_529b),
+    (312, 0x26d8_1176),
+    (304, 0x9716_acbe),
+    (376, 0x1d10_cfb0),
+    (304, 0xfe35_6118),
+    (304, 0x5838_b3a7),
+    (304, 0xabdf_83cd),
 ];

@@ -7,7 +7,7 @@ use wire::ids::{Epoch, MachineId, MigrationId};
 use wire::migration::source::SourceConfig;
 use wire::migration::target::TargetConfig;
 use wire::units::RamSize;
-use wire::vmm::{BootSpec, CpuProfile, MachineSpec};
+use wire::vmm::{BootSpec, CpuProfile, FileRef, MachineSpec};
 
 pub const MIGRATION: MigrationId = MigrationId::from_u64(0x1f);
 pub const EPOCH: Epoch = Epoch(4);
@@ -22,8 +22,14 @@ pub fn spec() -> MachineSpec {
         mac: [2, 0, 0, 0, 0, 1],
         ip4: [198, 19, 0, 2],
         ip6: [0x20, 1, 0xd, 0xb8, 0x6d, 0x61, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2],
-        boot: BootSpec { kernel: "guest.elf".into(), initrd: None, cmdline: "quiet".into() },
+        boot: BootSpec {
+            kernel: FileRef::Path("guest.elf".into()),
+            initrd: None,
+            cmdline: "quiet".into(),
+            guest_config: Vec::new(),
+        },
         cpu: CpuProfile { name: "host".into(), features: vec!["sse2".into()], tsc_khz: 2_400_000 },
+        disks: Vec::new(),
     }
 }
 

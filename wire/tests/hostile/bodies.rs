@@ -50,7 +50,7 @@ pub fn lanes(data: &[u8]) {
     let ram = RamSize::from_bytes(16 << 20).expect("a literal size");
     let lanes = u16::from(input.byte() % 4) + 1;
     let lane = u16::from(input.byte()) % lanes;
-    let mut receiver = LaneReceiver::new(Lane(lane), lanes, ram);
+    let mut receiver = LaneReceiver::new(Lane(lane), lanes, ram.pages());
     let mut before = receiver.point();
     while !input.0.is_empty() {
         let payload = u32::from(input.byte()) * 4096;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::input::{MIGRATION, TO_EPOCH, offer};
 use wire::migration::lane::{ready_digest, state_digest};
 use wire::migration::messages::{
-    Accept, Commit, ConsoleBytes, Final, LanePoint, Resume, Running, SourceMessage, TargetMessage,
+    Accept, Commit, ConsoleBytes, Final, LanePoint, Resume, Running, SourceMessage, TargetMessage, VERSION,
 };
 use wire::migration::source::{Sent, SourceAction, SourceEvent};
 use wire::migration::target::{TargetAction, TargetEvent};
@@ -99,7 +99,7 @@ impl HonestTarget {
                 SourceAction::Send(SourceMessage::Offer(_)) => {
                     let lanes = vec![LanePoint::default(); 2];
                     let resume = (attempt > 1).then_some(Resume { round: 0, lanes, console_end: 0 });
-                    let accept = Accept { version: 1, state_version: 1, attempt, lanes: 2, resume };
+                    let accept = Accept { version: VERSION, state_version: 1, attempt, lanes: 2, resume };
                     vec![says(TargetMessage::Accept(accept))]
                 }
                 SourceAction::StartDirtyLog => vec![SourceEvent::DirtyLogStarted],

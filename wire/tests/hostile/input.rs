@@ -4,12 +4,12 @@ use wire::fleet::RefusalCode;
 use wire::ids::{Epoch, MachineId, MigrationId};
 use wire::migration::messages::{
     Accept, Commit, ConsoleBytes, Final, LanePoint, Offer, Resume, Running, SourceMessage, TargetMessage,
-    VersionRange,
+    VERSION, VERSIONS, VersionRange,
 };
 use wire::migration::source::{Sent, SourceEvent, SourceOperation};
 use wire::migration::target::{TargetEvent, TargetOperation};
 use wire::units::RamSize;
-use wire::vmm::{BootSpec, CpuProfile, MachineSpec};
+use wire::vmm::{BootSpec, CpuProfile, FileRef, MachineSpec};
 
 pub const MIGRATION: MigrationId = MigrationId::from_u64(1);
 pub const EPOCH: Epoch = Epoch(3);
@@ -74,16 +74,19 @@ pub fn spec() -> MachineSpec {
         mac: [2; 6],
         ip4: [198, 19, 0, 2],
         ip6: [0; 16],
-        boot: BootSpec { kernel: String::new(), initrd: None, cmdline: String::new() },
+        boot: BootSpec {
+            kernel: FileRef::Path(String::new()),
+            initrd: None,
+            cmdline: String::new(),
+            guest_config: Vec::new(),
+        },
         cpu: CpuProfile { name: String::new(), features: Vec::new(), tsc_khz: 0 },
+        disks: Vec::new(),
     }
 }
 
 fn versions(input: &mut Input<'_>) -> VersionRange {
-    input.near(VersionRange { oldest: 1, newest: 1 }, |i| VersionRange {
-        oldest: i.number16(),
-        newest: i.number16(),
-    })
+    input.near(VERSIONS, |i| VersionRange { oldest: i.number16(), newest: i.number16() })
 }
 
 fn source_message(input: &mut Input<'_>) -> SourceMessage {
@@ -163,7 +166,7 @@ fn target_message(input: &mut Input<'_>, attempt: u32) -> TargetMessage {
                 console_end: input.number(),
             });
             TargetMessage::Accept(Accept {
-                version: input.near(1, Input::number16),
+                version: input.near(VERSION, Input::number16),
                 state_version: input.near(1, Input::number16),
                 attempt: input.near(attempt, Input::number32),
                 lanes: input.near(2, Input::number16),
@@ -243,7 +246,7 @@ pub fn source_event(input: &mut Input<'_>, newest: u32) -> SourceEvent {
 /// The offer that the target expects.
 pub fn offer(attempt: u32) -> Offer {
     Offer {
-        versions: VersionRange { oldest: 1, newest: 1 },
+        versions: VERSIONS,
         state_versions: VersionRange { oldest: 1, newest: 1 },
         migration: MIGRATION,
         attempt,

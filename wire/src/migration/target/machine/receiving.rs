@@ -90,7 +90,7 @@ impl Target {
             return no(RefusalCode::Stale, "the epochs are not those that were announced");
         }
         let (spec, ours) = (&offer.spec, &config.spec);
-        if spec.id != ours.id || spec.ram != ours.ram || spec.vcpus != ours.vcpus {
+        if spec.id != ours.id || spec.space() != ours.space() || spec.vcpus != ours.vcpus {
             return no(RefusalCode::NotExpected, "the machine is not the one that was announced");
         }
         let Some(version) = negotiate(config.versions, offer.versions) else {

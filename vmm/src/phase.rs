@@ -58,6 +58,8 @@ pub enum Action {
     DirtyTake,
     /// Write to the serial port.
     SerialInput,
+    /// Press the power button.
+    PowerButton,
     /// End the process.
     Quit,
 }
@@ -147,6 +149,10 @@ impl Custody {
             Request::SerialInput(_) => match self.phase {
                 Phase::Paused | Phase::Running => self.same(Action::SerialInput),
                 _ => Err(self.refuse("SerialInput", "Paused and Running")),
+            },
+            Request::PowerButton => match self.phase {
+                Phase::Paused | Phase::Running => self.same(Action::PowerButton),
+                _ => Err(self.refuse("PowerButton", "Paused and Running")),
             },
         }
     }

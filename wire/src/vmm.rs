@@ -157,6 +157,9 @@ pub enum Request {
     SerialInput(Vec<u8>),
     /// Ends the process after the answer `Done`. The guest is gone.
     Quit,
+    /// Presses the guest's power button: a guest with ACPI shuts down by itself, and says so by [`Notice::GuestEnded`]. Allowed in
+    /// [`Phase::Paused`] (the guest sees it when it runs) and [`Phase::Running`]. Answer: [`Reply::Done`], which says nothing about what the guest makes of it.
+    PowerButton,
 }
 
 /// The record of a machine given away.

@@ -92,6 +92,13 @@ impl Parts {
         u32::from_le_bytes(raw)
     }
 
+    /// Absolute offset of the next byte of console output.
+    pub fn console_offset(&self) -> u64 {
+        let mut raw = [0; 8];
+        self.console.read_exact_at(&mut raw, 0).unwrap();
+        u64::from_le_bytes(raw)
+    }
+
     /// Console output so far, from absolute offset `from`. Good for less than a ring.
     pub fn console_from(&self, from: u64) -> Vec<u8> {
         let mut raw = [0; 8];
@@ -272,6 +279,11 @@ impl Vmm {
             [&kvm, &parts.ram, &parts.dirty, &parts.console].into_iter().chain(parts.tap.as_ref()).collect();
         let descriptors: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
         self.ask_with(Request::Create(parts.spec.clone()), &descriptors).0
+    }
+
+    pub fn boot_files(&mut self, kernel: &File, initrd: &File, cmdline: &str) -> Reply {
+        let request = Request::Boot { initrd: true, cmdline: cmdline.to_owned() };
+        self.ask_with(request, &[kernel.as_fd(), initrd.as_fd()]).0
     }
 
     pub fn boot(&mut self, kernel: &[u8], cmdline: &str) -> Reply {

@@ -53,6 +53,7 @@ fn golden_requests() {
         Request::Describe,
         Request::SerialInput(b"ls\n".to_vec()),
         Request::Quit,
+        Request::PowerButton,
     ];
     let sums: Vec<_> = requests.map(|request| sum(&ToVmm { seq: 1, request })).to_vec();
     assert_eq!(sums, REQUESTS);

@@ -39,8 +39,8 @@ const OEM: [u8; 6] = *b"MASHIN";
 const OEM_TABLE: [u8; 8] = *b"MASHINES";
 const OEM_REVISION: u32 = 1;
 
-/// FADT, IA-PC boot architecture: there is a serial port, but neither keyboard controller nor VGA, MSI or clock chip (CMOS).
-const BOOT_ARCHITECTURE: u16 = 1 | 1 << 2 | 1 << 3 | 1 << 5;
+/// FADT, IA-PC boot architecture: there is a serial port, but neither keyboard controller nor VGA or clock chip (CMOS).
+const BOOT_ARCHITECTURE: u16 = 1 | 1 << 2 | 1 << 5;
 
 /// A device behind a virtio-mmio transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

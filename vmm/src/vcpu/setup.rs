@@ -4,7 +4,7 @@
 //! point to `boot_params`, the other registers zero, and its own numbers for the segments.
 //! Further vCPUs wait for their start-up message, which KVM does for them.
 
-use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_xcr, kvm_xcrs};
 use kvm_ioctls::VcpuFd;
 
 use wire::state::CpuidEntry;
@@ -55,7 +55,20 @@ pub fn create(vm: &Vm, id: u32, count: u32, tsc_khz: u32) -> Result<(VcpuFd, Vec
     let khz = vcpu.get_tsc_khz().attempt("asking for the TSC frequency")?;
     let leaves = cpuid::for_vcpu(&vm.supported_cpuid, id, count, khz);
     set_cpuid(&vcpu, &leaves)?;
+    enable_extended_state(&vcpu, cpuid::extended_state(&leaves))?;
     Ok((vcpu, cpuid::to_state(&leaves)))
+}
+
+/// Switches on all of `components` in XCR0, as firmware may: it has no effect until a kernel sets CR4.OSXSAVE, and kernels then write their own
+/// choice. A hypervisor below us that lets `xsetbv` of a nested guest slip by (an emulated AMD-V) would otherwise have KVM
+/// answer CPUID for the value after power-on, and Linux do without AVX.
+fn enable_extended_state(vcpu: &VcpuFd, components: u64) -> Result<(), KvmError> {
+    if components == 0 {
+        return Ok(());
+    }
+    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    xcrs.xcrs[0] = kvm_xcr { xcr: 0, reserved: 0, value: components };
+    vcpu.set_xcrs(&xcrs).attempt("setting XCR0")
 }
 
 /// Sets CPUID leaves.

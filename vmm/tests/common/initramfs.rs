@@ -12,6 +12,7 @@ const INIT: &str = "#!/bin/sh
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 for m in virtio_mmio virtio-rng virtio_net button evdev pvpanic-mmio; do modprobe -q $m; done
 stty -echo
+export PS1= PS2=
 echo READY
 while :; do sh; done
 ";

@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wire::vmm::GuestEnd;
 
-use crate::power;
+use crate::platform::{self, Platform};
 use crate::serial::{self, SerialPort};
 use crate::virtio::{MMIO_BASE, MMIO_STRIDE, Transport};
 
 /// The devices.
 pub struct Bus {
     serial: Mutex<SerialPort>,
+    platform: Mutex<Platform>,
     /// By slot: the device at [`MMIO_BASE`] plus slot times [`MMIO_STRIDE`].
     transports: Vec<Arc<Mutex<Transport>>>,
 }
@@ -32,13 +33,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Bus {
     /// A bus with these devices.
-    pub const fn new(serial: SerialPort, transports: Vec<Arc<Mutex<Transport>>>) -> Self {
-        Self { serial: Mutex::new(serial), transports }
+    pub const fn new(serial: SerialPort, platform: Platform, transports: Vec<Arc<Mutex<Transport>>>) -> Self {
+        Self { serial: Mutex::new(serial), platform: Mutex::new(platform), transports }
     }
 
     /// The serial port.
     pub fn serial(&self) -> MutexGuard<'_, SerialPort> {
         lock(&self.serial)
+    }
+
+    /// The platform's registers.
+    pub fn platform(&self) -> MutexGuard<'_, Platform> {
+        lock(&self.platform)
     }
 
     /// The virtio device in `slot`.
@@ -61,7 +67,7 @@ impl Bus {
             }
             return None;
         }
-        power::end_of(port, data)
+        platform::end_of(port, data)
     }
 
     /// A read from a port.
@@ -71,7 +77,12 @@ impl Bus {
                 let mut chip = self.serial();
                 data.fill_with(|| chip.read(offset));
             }
-            None => data.fill(0xff),
+            None => {
+                data.fill(0xff);
+                if platform::is_readable(port) {
+                    self.platform().read(port, data);
+                }
+            }
         }
     }
 

@@ -15,6 +15,7 @@
 //! A guest can end itself and nothing else. Whatever it writes into registers, rings and buffers is bounded in work and in memory;
 //! whatever the host refuses is an error with a code for `mashined`.
 
+pub mod acpi;
 pub mod boot;
 pub mod bus;
 pub mod console;
@@ -27,7 +28,7 @@ pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod phase;
-pub mod power;
+pub mod platform;
 pub mod serial;
 pub mod shm;
 pub mod supervisor;

@@ -236,6 +236,9 @@ fn on_machine(
         (Action::SerialInput, Request::SerialInput(bytes)) => {
             machine.serial_input(&bytes).map_err(|error| Refused::new(Code::BadArgument, &error))?
         }
+        (Action::PowerButton, _) => {
+            machine.power_button().map_err(|error| Refused::new(Code::Host, &error))?
+        }
         // All other requests only change the record.
         _ => {}
     }
@@ -260,7 +263,7 @@ fn boot(
     machine.boot(&mut kernel, disk.as_mut(), cmdline).map_err(|error| {
         let code = match &error {
             MachineBootError::Kernel(_) => Code::BadKernel,
-            MachineBootError::Kvm(_) => Code::Host,
+            _ => Code::Host,
         };
         Refused::new(code, &error)
     })

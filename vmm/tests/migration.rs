@@ -273,9 +273,9 @@ fn requests_out_of_place_are_refused_by_name() {
     parts.ram.set_len(RAM).unwrap();
     assert_eq!(vmm.create(&parts), Reply::Done);
     for (file, says) in [
-        (b"#!/bin/sh\nexit 0\n".to_vec(), "no 64-bit x86 ELF"),
-        (vec![0; 4096], "no 64-bit x86 ELF"),
-        (Vec::new(), "no 64-bit x86 ELF"),
+        (b"#!/bin/sh\nexit 0\n".to_vec(), "neither a Linux bzImage"),
+        (vec![0; 4096], "neither a Linux bzImage"),
+        (Vec::new(), "neither a Linux bzImage"),
         (std::fs::read("/proc/self/exe").unwrap(), ""),
     ] {
         match vmm.boot(&file, "") {

@@ -212,7 +212,8 @@ pub enum Request {
     SerialInput(Vec<u8>),
     /// Ends the process after the answer `Done`. The guest is gone.
     Quit,
-    /// Presses the ACPI power button. Allowed in [`Phase::Running`]. Answer: `Done`; whether the guest listens is its affair.
+    /// Presses the guest's power button: a guest with ACPI shuts down by itself, and says so by [`Notice::GuestEnded`]. Allowed in
+    /// [`Phase::Paused`] (the guest sees it when it runs) and [`Phase::Running`]. Answer: [`Reply::Done`], which says nothing about what the guest makes of it.
     PowerButton,
     /// What the guest says of its memory through its balloon. Answer: [`Reply::Balloon`].
     BalloonStats,

@@ -17,6 +17,7 @@ const APIC_BUS_KHZ: u32 = 1_000_000;
 
 const LEAF1_ECX_X2APIC: u32 = 1 << 21;
 const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
+const LEAF1_ECX_XSAVE: u32 = 1 << 26;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
 
@@ -68,6 +69,15 @@ pub fn for_vcpu(supported: &CpuId, id: u32, vcpus: u32, tsc_khz: u32) -> Vec<kvm
         leaves.push(kvm_cpuid_entry2 { flags: 0, ..entry(KVM_TIMING, 0, [tsc_khz, APIC_BUS_KHZ, 0, 0]) });
     }
     leaves
+}
+
+/// The XSAVE components that the leaves promise; 0 without XSAVE.
+pub fn extended_state(leaves: &[kvm_cpuid_entry2]) -> u64 {
+    let find = |function| leaves.iter().find(|e| e.function == function && e.index == 0);
+    if find(1).is_none_or(|e| e.ecx & LEAF1_ECX_XSAVE == 0) {
+        return 0;
+    }
+    find(0xd).map_or(0, |e| u64::from(e.eax) | u64::from(e.edx) << 32)
 }
 
 /// As the archive has them.

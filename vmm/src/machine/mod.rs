@@ -14,22 +14,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use kvm_ioctls::IoEventAddress;
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 use wire::vmm::{GuestEnd, MachineSpec};
 
-use crate::boot::{self, BootError};
+use crate::acpi::{self, AcpiError};
+use crate::boot::{self, BootError, Load};
 use crate::bus::Bus;
 use crate::console::ConsoleRing;
 use crate::dirty::DirtyBitmap;
 use crate::kvm::log::{DirtyLog, LogError};
 use crate::kvm::{Attempt, KvmError, Vm};
 use crate::memory::{MemoryError, Ram};
+use crate::platform::{self, Platform};
 use crate::serial::{self, BacklogFull, IrqLine, SerialPort};
 use crate::shm::ShmError;
 use crate::vcpu::{Shared, Vcpus};
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
-use crate::virtio::{self, Device, GSI_BASE, MMIO_BASE, MMIO_STRIDE, Resources, Transport};
+use crate::virtio::{self, Device, Resources, Transport};
 
 pub use snapshot::SnapshotError;
 
@@ -63,6 +66,9 @@ pub enum CreateError {
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// More devices than there are places for.
+    #[error("the machine has more than {} virtio devices", virtio::SLOTS_MAX)]
+    Slots,
     /// The operating system.
     #[error("the machine's events cannot be made")]
     Events(#[source] std::io::Error),
@@ -198,10 +204,30 @@ impl Machine {
         initrd: Option<&mut File>,
         cmdline: &str,
     ) -> Result<(), MachineBootError> {
-        let devices = (0..self.bus.slots()).map(virtio::cmdline_of);
-        let words: Vec<String> = std::iter::once(cmdline.to_owned()).chain(devices).collect();
-        let entry = boot::load(self.ram.memory(), kernel, initrd, words.join(" ").trim())?;
+        let slots = 0..self.bus.slots();
+        let words: Vec<String> = slots.clone().filter_map(virtio::cmdline_of).collect();
+        let devices: Vec<_> = slots.filter_map(virtio::acpi_of).collect();
+        let device_words = &words.join(" ");
+        let memory = self.ram.memory();
+        let load = Load { kernel, initrd, cmdline, device_words, rsdp: acpi::RSDP };
+        let entry = boot::load(memory, load)?;
+        acpi::write(memory, u8::try_from(self.vcpus.count()).unwrap_or(u8::MAX), &devices)?;
+        self.write_generation().map_err(AcpiError::from)?;
+        self.vm.mask_pics()?;
         Ok(self.vcpus.boot(entry)?)
+    }
+
+    fn write_generation(&self) -> Result<(), vm_memory::GuestMemoryError> {
+        let id = self.bus.platform().generation();
+        self.ram.memory().write_slice(&id, GuestAddress(acpi::GENERATION_PAGE))
+    }
+
+    /// Presses the guest's power button.
+    ///
+    /// # Errors
+    /// [`std::io::Error`] when the interrupt cannot be raised.
+    pub fn power_button(&self) -> std::io::Result<()> {
+        self.bus.platform().press_power_button()
     }
 
     /// Lets the vCPUs run. The event loop listens to the devices from now on.
@@ -212,6 +238,7 @@ impl Machine {
         self.begun = None;
         self.vcpus.run()?;
         if std::mem::take(&mut self.resume_devices) {
+            self.bus.platform().resume();
             for slot in 0..self.bus.slots() {
                 if let Some(mut transport) = self.bus.transport(slot) {
                     transport.resume();
@@ -305,6 +332,9 @@ pub enum MachineBootError {
     /// The kernel.
     #[error(transparent)]
     Kernel(#[from] BootError),
+    /// The ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
     /// The vCPU.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -312,9 +342,11 @@ pub enum MachineBootError {
 
 /// Makes the devices and wires them to KVM.
 fn make_bus(spec: &MachineSpec, vm: &Vm, ram: &Ram, files: &Files) -> Result<Bus, CreateError> {
-    let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(CreateError::Events)?;
-    vm.fd.register_irqfd(&line, serial::GSI).attempt("wiring the serial port's interrupt")?;
-    let serial = SerialPort::new(IrqLine::new(line), ConsoleRing::new(&files.console)?);
+    let serial = SerialPort::new(irq_line(vm, serial::GSI)?, ConsoleRing::new(&files.console)?);
+    let mut generation = [0; 16];
+    rustix::rand::getrandom(&mut generation, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| CreateError::Events(error.into()))?;
+    let platform = Platform::new(irq_line(vm, platform::GSI)?, generation);
 
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     if let Some(tap) = &files.tap {
@@ -325,16 +357,23 @@ fn make_bus(spec: &MachineSpec, vm: &Vm, ram: &Ram, files: &Files) -> Result<Bus
     devices.push(Box::new(Rng));
 
     let mut transports = Vec::new();
-    for ((gsi, base), device) in (GSI_BASE..).zip((MMIO_BASE..).step_by(4096)).zip(devices) {
-        const { assert!(MMIO_STRIDE == 4096) };
+    for (slot, device) in devices.into_iter().enumerate() {
+        let gsi = virtio::gsi_of(slot).ok_or(CreateError::Slots)?;
         let resources = Resources::new(device.queue_sizes().len()).map_err(CreateError::Events)?;
         vm.fd.register_irqfd(&resources.interrupt, gsi).attempt("wiring a device's interrupt")?;
         for (queue, notify) in (0u32..).zip(&resources.notify) {
-            let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
+            let address = IoEventAddress::Mmio(virtio::base_of(slot) + QUEUE_NOTIFY);
             vm.fd.register_ioevent(notify, &address, queue).attempt("wiring a device's notification")?;
         }
         let transport = Transport::new(device, Arc::clone(ram.memory()), resources);
         transports.push(Arc::new(Mutex::new(transport)));
     }
-    Ok(Bus::new(serial, transports))
+    Ok(Bus::new(serial, platform, transports))
+}
+
+/// An interrupt line of a device that raises it by itself.
+fn irq_line(vm: &Vm, gsi: u32) -> Result<IrqLine, CreateError> {
+    let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(CreateError::Events)?;
+    vm.fd.register_irqfd(&line, gsi).attempt("wiring an interrupt")?;
+    Ok(IrqLine::new(line))
 }

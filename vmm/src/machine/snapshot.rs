@@ -5,11 +5,13 @@
 //! vCPUs' local APICs: an edge that arrives in between is then in one of the two, never in neither. Restoring sets the chips before the vCPUs' local APICs, and the clock last, when all else has been set.
 
 use wire::state::{
-    ClockState, Component, IrqchipState, NetState, PitState, RngState, ShapeState, StateArchive, StateError,
+    ClockState, Component, IrqchipState, NetState, PitState, PlatformState, RngState, ShapeState,
+    StateArchive, StateError,
 };
 
 use super::{Machine, clock};
 use crate::kvm::KvmError;
+use crate::platform::BadPlatformState;
 use crate::serial::BadSerialState;
 use crate::vcpu::SaveError;
 use crate::virtio::TransportError;
@@ -29,6 +31,9 @@ pub enum SnapshotError {
     /// The serial port.
     #[error(transparent)]
     Serial(#[from] BadSerialState),
+    /// The platform's registers.
+    #[error(transparent)]
+    Platform(#[from] BadPlatformState),
     /// The state of another machine.
     #[error("this is the state of machine {got}, not of {want}")]
     Machine {
@@ -109,6 +114,7 @@ impl Machine {
         archive.add(0, &begun.pit)?;
         archive.add(0, &begun.clock)?;
         archive.add(0, &self.bus.serial().save())?;
+        archive.add(0, &self.bus.platform().save())?;
         for slot in 0..self.bus.slots() {
             let Some(transport) = self.bus.transport(slot) else { continue };
             let virtio = transport.save();
@@ -140,6 +146,7 @@ impl Machine {
         let pit = archive.take(0)?;
         let clock = archive.take(0)?;
         let serial = archive.take(0)?;
+        let platform: Option<PlatformState> = archive.take_if_there(0)?;
         for slot in 0..self.bus.slots() {
             let Some(mut transport) = self.bus.transport(slot) else { continue };
             let virtio = match transport.name() {
@@ -156,6 +163,10 @@ impl Machine {
             let mut port = self.bus.serial();
             port.restore(&serial)?;
             port.console().set_offset(shape.console_offset);
+        }
+        // The first release had no such chip; its guests know nothing of it.
+        if let Some(platform) = platform {
+            self.bus.platform().restore(&platform)?;
         }
         let plan = clock::restore(&self.vm, &clock, shape.tsc_khz)?;
         self.vcpus.restore(vcpus, plan)?;

@@ -30,7 +30,7 @@ use wire::vmm::GuestEnd;
 use crate::bus::Bus;
 use crate::kvm::{Attempt, KvmError, Vm};
 
-pub use setup::{Entry, set_boot_state};
+pub use setup::{Entry, LINUX_GDT, Protocol, set_boot_state};
 pub use state::TscPlan;
 
 /// How long a vCPU thread may take to answer. KVM leaves the guest within microseconds of a signal, unless the host is swapping.

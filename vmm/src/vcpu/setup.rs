@@ -1,9 +1,10 @@
-//! A fresh vCPU, and the state in which the PVH boot protocol enters a kernel.
+//! A fresh vCPU, and the state in which the boot protocols enter a kernel.
 //!
-//! The protocol: 32-bit protected mode, paging off, flat segments, interrupts off, `ebx` points to `hvm_start_info`.
+//! Both of them: 32-bit protected mode, paging off, flat segments, interrupts off. PVH has `ebx` point to `hvm_start_info`; Linux has `esi`
+//! point to `boot_params`, the other registers zero, and its own numbers for the segments.
 //! Further vCPUs wait for their start-up message, which KVM does for them.
 
-use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_xcr, kvm_xcrs};
 use kvm_ioctls::VcpuFd;
 
 use wire::state::CpuidEntry;
@@ -20,13 +21,27 @@ const MTRR_ENABLE_WRITE_BACK: u64 = 1 << 11 | 6;
 /// Largest difference of TSC frequencies that is taken as none: what NTP corrects, 250 parts per million.
 const TSC_TOLERANCE_PPM: u64 = 250;
 
+/// Where the segment descriptors of [`Protocol::Linux`] are.
+pub const LINUX_GDT: u64 = 0x500;
+
+/// By which boot protocol a kernel is entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// Xen's PVH.
+    Pvh,
+    /// Linux's, at the 32-bit entry point.
+    Linux,
+}
+
 /// Where a kernel is entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     /// First instruction.
     pub address: u64,
-    /// Guest-physical address of `hvm_start_info`.
-    pub start_info: u64,
+    /// Guest-physical address of what the protocol passes.
+    pub parameters: u64,
+    /// The protocol.
+    pub protocol: Protocol,
 }
 
 /// Makes vCPU `id` of `count` and tells it what it is, which is given back too: some KVMs answer another CPUID than
@@ -40,7 +55,20 @@ pub fn create(vm: &Vm, id: u32, count: u32, tsc_khz: u32) -> Result<(VcpuFd, Vec
     let khz = vcpu.get_tsc_khz().attempt("asking for the TSC frequency")?;
     let leaves = cpuid::for_vcpu(&vm.supported_cpuid, id, count, khz);
     set_cpuid(&vcpu, &leaves)?;
+    enable_extended_state(&vcpu, cpuid::extended_state(&leaves))?;
     Ok((vcpu, cpuid::to_state(&leaves)))
+}
+
+/// Switches on all of `components` in XCR0, as firmware may: it has no effect until a kernel sets CR4.OSXSAVE, and kernels then write their own
+/// choice. A hypervisor below us that lets `xsetbv` of a nested guest slip by (an emulated AMD-V) would otherwise have KVM
+/// answer CPUID for the value after power-on, and Linux do without AVX.
+fn enable_extended_state(vcpu: &VcpuFd, components: u64) -> Result<(), KvmError> {
+    if components == 0 {
+        return Ok(());
+    }
+    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    xcrs.xcrs[0] = kvm_xcr { xcr: 0, reserved: 0, value: components };
+    vcpu.set_xcrs(&xcrs).attempt("setting XCR0")
 }
 
 /// Sets CPUID leaves.
@@ -78,17 +106,30 @@ fn segment(selector: u16, type_: u8) -> kvm_segment {
 /// # Errors
 /// [`KvmError`] when KVM refuses.
 pub fn set_boot_state(vcpu: &VcpuFd, entry: Entry) -> Result<(), KvmError> {
-    let regs = kvm_regs { rip: entry.address, rbx: entry.start_info, rflags: 2, ..Default::default() };
+    let mut regs = kvm_regs { rip: entry.address, rflags: 2, ..Default::default() };
+    let (code, data) = match entry.protocol {
+        Protocol::Pvh => {
+            regs.rbx = entry.parameters;
+            (0x08, 0x10)
+        }
+        Protocol::Linux => {
+            regs.rsi = entry.parameters;
+            (0x10, 0x18)
+        }
+    };
     vcpu.set_regs(&regs).attempt("setting the registers")?;
 
     let mut sregs = vcpu.get_sregs().attempt("reading the system registers")?;
+    if entry.protocol == Protocol::Linux {
+        (sregs.gdt.base, sregs.gdt.limit) = (LINUX_GDT, 4 * 8 - 1);
+    }
     sregs.cr0 = CR0_PE | CR0_ET;
     sregs.cr4 = 0;
     sregs.efer = 0;
-    sregs.cs = segment(0x08, 0xb);
-    let data = segment(0x10, 0x3);
+    sregs.cs = segment(code, 0xb);
+    let data = segment(data, 0x3);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = kvm_segment { limit: 0x67, selector: 0x18, type_: 0xb, present: 1, ..Default::default() };
+    sregs.tr = kvm_segment { limit: 0x67, selector: 0x20, type_: 0xb, present: 1, ..Default::default() };
     vcpu.set_sregs(&sregs).attempt("setting the system registers")?;
 
     let msr = |index, data| kvm_msr_entry { index, data, ..Default::default() };

@@ -14,6 +14,7 @@ use std::os::fd::BorrowedFd;
 
 use virtio_queue::Queue;
 
+use crate::acpi::MmioDevice;
 use crate::memory::GuestMemory;
 use queue::QueueError;
 
@@ -23,8 +24,12 @@ pub use transport::{Resources, Transport, TransportError};
 pub const MMIO_BASE: u64 = 0xd000_0000;
 /// Distance from one device's registers to the next one's.
 pub const MMIO_STRIDE: u64 = 0x1000;
-/// Interrupt of the first device; the others follow.
-pub const GSI_BASE: u32 = 5;
+/// Interrupts by slot. Left out are what a PC uses otherwise: timer, keyboard and cascade (0-2), serial ports (3, 4), clock (8),
+/// the platform's events (9), FPU (13). All are edges on one pin of the only IOAPIC, which has 24. The order is part of the guest's
+/// view, and so of the state format: it may grow and never change.
+const GSIS: [u32; SLOTS_MAX] = [5, 6, 7, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
+/// Most devices that a machine can have.
+pub const SLOTS_MAX: usize = 16;
 
 /// VIRTIO_F_VERSION_1: the driver speaks virtio 1.x.
 pub const F_VERSION_1: u64 = 1 << 32;
@@ -84,8 +89,43 @@ pub trait Device: Send {
     fn reset(&mut self);
 }
 
-/// The kernel command line's description of the device in `slot`, as Linux reads it.
-pub fn cmdline_of(slot: usize) -> String {
-    let slot32 = u32::try_from(slot).unwrap_or(0);
-    format!("virtio_mmio.device=4K@{:#x}:{}", MMIO_BASE + u64::from(slot32) * MMIO_STRIDE, GSI_BASE + slot32)
+/// Interrupt of the device in `slot`, below [`SLOTS_MAX`].
+pub fn gsi_of(slot: usize) -> Option<u32> {
+    GSIS.get(slot).copied()
+}
+
+/// Guest-physical address of the registers of the device in `slot`.
+pub fn base_of(slot: usize) -> u64 {
+    MMIO_BASE + u64::try_from(slot).unwrap_or(0) * MMIO_STRIDE
+}
+
+/// The kernel command line's description of the device in `slot`, as Linux reads it. For guests without ACPI.
+pub fn cmdline_of(slot: usize) -> Option<String> {
+    let gsi = gsi_of(slot)?;
+    Some(format!("virtio_mmio.device=4K@{:#x}:{gsi}", base_of(slot)))
+}
+
+/// The device in `slot`, for the ACPI tables.
+pub fn acpi_of(slot: usize) -> Option<MmioDevice> {
+    let base = u32::try_from(base_of(slot)).ok()?;
+    Some(MmioDevice { base, bytes: u32::try_from(MMIO_STRIDE).ok()?, gsi: gsi_of(slot)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_devices_share_an_interrupt_with_each_other_or_with_the_platform() {
+        let gsis: Vec<u32> = (0..SLOTS_MAX).filter_map(gsi_of).collect();
+        assert_eq!(gsis.len(), SLOTS_MAX);
+        for (slot, gsi) in gsis.iter().enumerate() {
+            assert!(!gsis[..slot].contains(gsi), "{gsi} twice");
+            assert!(*gsi < 24 && ![0, 1, 2, 3, 4, 8, 9, 13].contains(gsi), "{gsi}");
+        }
+        // Machines that were saved by the first release have their devices here.
+        assert_eq!(gsis[..3], [5, 6, 7]);
+        assert_eq!(gsi_of(SLOTS_MAX), None);
+        assert_eq!(cmdline_of(1).unwrap(), "virtio_mmio.device=4K@0xd0001000:6");
+    }
 }

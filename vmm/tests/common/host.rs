@@ -22,8 +22,8 @@ use wire::frame::{self, HEADER_BYTES, Header};
 use wire::ids::{Epoch, MachineId};
 use wire::units::RamSize;
 use wire::vmm::{
-    BootSpec, CONSOLE_MEMFD_BYTES, CpuProfile, FromVmm, MachineSpec, Notice, Phase, Reply, Request, ToVmm,
-    VERSION,
+    BootSpec, CONSOLE_MEMFD_BYTES, CpuProfile, FileRef, FromVmm, MachineSpec, Notice, Phase, Reply, Request,
+    ToVmm, VERSION,
 };
 
 /// Longest that anything may take; a test that waits longer has failed. A machine that is busy with builds needs it: what takes 4 s
@@ -96,6 +96,13 @@ impl Parts {
         let mut raw = [0; 4];
         self.ram.read_exact_at(&mut raw, address.into()).unwrap();
         u32::from_le_bytes(raw)
+    }
+
+    /// Absolute offset of the next byte of console output.
+    pub fn console_offset(&self) -> u64 {
+        let mut raw = [0; 8];
+        self.console.read_exact_at(&mut raw, 0).unwrap();
+        u64::from_le_bytes(raw)
     }
 
     /// Console output so far, from absolute offset `from`. Good for less than a ring.
@@ -278,6 +285,11 @@ impl Vmm {
             [&kvm, &parts.ram, &parts.dirty, &parts.console].into_iter().chain(parts.tap.as_ref()).collect();
         let descriptors: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
         self.ask_with(Request::Create(parts.spec.clone()), &descriptors).0
+    }
+
+    pub fn boot_files(&mut self, kernel: &File, initrd: &File, cmdline: &str) -> Reply {
+        let request = Request::Boot { initrd: true, cmdline: cmdline.to_owned() };
+        self.ask_with(request, &[kernel.as_fd(), initrd.as_fd()]).0
     }
 
     pub fn boot(&mut self, kernel: &[u8], cmdline: &str) -> Reply {

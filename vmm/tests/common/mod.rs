@@ -4,6 +4,8 @@
 
 pub mod elf;
 pub mod host;
+pub mod initramfs;
+pub mod linux;
 pub mod net;
 
 /// Says that a test cannot run on this machine. `cargo xtask test` counts these lines.

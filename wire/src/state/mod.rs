@@ -15,11 +15,13 @@
 
 mod chips;
 mod device;
+mod platform;
 mod shape;
 mod vcpu;
 
 pub use chips::{ClockState, IrqchipState, PitState};
 pub use device::{NetState, QueueState, RngState, SerialState, TransportState, VirtioState};
+pub use platform::PlatformState;
 pub use shape::ShapeState;
 pub use vcpu::{CpuidEntry, MsrEntry, VcpuState};
 
@@ -93,6 +95,7 @@ component! {
     SerialState => "serial", 1;
     NetState => "net", 1;
     RngState => "rng", 1;
+    PlatformState => "platform", 1;
 }
 
 /// Why an archive cannot be written or read.
@@ -242,6 +245,17 @@ impl StateArchive {
             index,
             source,
         })
+    }
+
+    /// Takes a component that an older release has not written: `None` if it is not there.
+    ///
+    /// # Errors
+    /// [`StateError::Version`], [`StateError::Damaged`].
+    pub fn take_if_there<C: Component>(&mut self, index: u32) -> Result<Option<C>, StateError> {
+        match self.take(index) {
+            Err(StateError::Missing { .. }) => Ok(None),
+            taken => taken.map(Some),
+        }
     }
 
     /// Says that the reader has taken all it knows.

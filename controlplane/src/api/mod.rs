@@ -28,6 +28,10 @@ pub const PAGE_ITEMS: usize = 100;
 pub const WAIT_MS_MAX: u64 = 600_000;
 /// Most log bytes of one answer.
 pub const LOG_BYTES_MAX: u32 = 1 << 20;
+/// What `/v1/machines/{id}/agent` upgrades to: the bytes of a vsock connection.
+pub const AGENT_UPGRADE: &str = "mashines-vsock";
+/// The vsock port of the guest's agent.
+pub const AGENT_PORT: u32 = 1024;
 /// Header of a log answer: offset to ask for next.
 pub const NEXT_OFFSET_HEADER: &str = "x-next-offset";
 /// Header of a log answer: offset of its first byte; above the one asked for when older output is gone.

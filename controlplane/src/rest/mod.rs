@@ -4,6 +4,7 @@
 //! file mode instead. It speaks plain HTTP and is meant for loopback or a Unix socket; whoever wants it on a network puts TLS in front. A request becomes typed values first; whatever
 //! is wrong with it is answered with a [`Problem`] before the core hears of it.
 
+mod agent;
 mod auth;
 mod events;
 mod hosts;
@@ -44,6 +45,8 @@ pub fn routes(core: Handle, access: Access) -> BoxedFilter<(impl Reply,)> {
     let open = healthz(context.clone()).or(openapi_document()).unify();
     let v1 = machines::routes(context.clone())
         .or(logs::routes(context.clone()))
+        .unify()
+        .or(agent::routes(context.clone()))
         .unify()
         .or(hosts::routes(context.clone()))
         .unify()

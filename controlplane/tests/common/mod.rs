@@ -181,6 +181,7 @@ impl Rig {
             let connection = self.connections;
             self.links.insert(name.clone(), Link { connection, commands });
             self.input(HostInput::Joined {
+                streams: None,
                 host: name.clone(),
                 connection,
                 release: "test".to_owned(),

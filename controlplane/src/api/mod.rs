@@ -14,12 +14,12 @@ pub mod problem;
 
 pub use event::{Event, EventKind};
 pub use host::{Host, HostList, HostState};
-pub use machine::{LaunchRequest, Machine, MachineList, MachineState, MigrationRef};
+pub use machine::{ImageList, LaunchRequest, Machine, MachineList, MachineState, MigrationRef, StopRequest};
 pub use migration::{MigrateRequest, Migration, MigrationList, Phase, Progress, Stage, Timings};
 pub use problem::{Problem, ProblemCode};
 
-/// Longest request body that is read, in bytes. The largest real one is a launch with a long command line.
-pub const BODY_BYTES_MAX: u64 = 64 << 10;
+/// Longest request body that is read, in bytes. The largest real one is a launch with user data and keys.
+pub const BODY_BYTES_MAX: u64 = 384 << 10;
 /// Most items of one page of a list.
 pub const PAGE_ITEMS_MAX: usize = 1000;
 /// Items of a page when the request does not say.

@@ -62,7 +62,11 @@ impl ProblemCode {
         match self {
             Self::BadRequest => 400,
             Self::Unauthorized => 401,
-            Self::NoSuchPath | Self::NoSuchMachine | Self::NoSuchHost | Self::NoSuchMigration | Self::NoSuchImage => 404,
+            Self::NoSuchPath
+            | Self::NoSuchMachine
+            | Self::NoSuchHost
+            | Self::NoSuchMigration
+            | Self::NoSuchImage => 404,
             Self::MethodNotAllowed => 405,
             Self::WaitTimeout => 408,
             Self::NameTaken

@@ -139,13 +139,7 @@ impl Core {
         }
     }
 
-    fn host_joined(
-        &mut self,
-        host: HostName,
-        link: Link,
-        release: String,
-        boot_nonce: u64,
-    ) {
+    fn host_joined(&mut self, host: HostName, link: Link, release: String, boot_nonce: u64) {
         let mono_ms = self.now.mono_ms;
         let runtime = self.hosts.entry(host.clone()).or_insert_with(|| HostRuntime::known(mono_ms));
         let welcome =

@@ -7,10 +7,12 @@ use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
-use super::Context;
 use super::query::{Query, bind_key, body, idempotency_key, parse, part, query};
 use super::respond::{answered, json, respond};
-use crate::api::{LaunchRequest, Machine, MachineState, MigrateRequest, Problem, ProblemCode, WAIT_MS_MAX};
+use super::{Context, images};
+use crate::api::{
+    LaunchRequest, Machine, MachineState, MigrateRequest, Problem, ProblemCode, StopRequest, WAIT_MS_MAX,
+};
 use crate::core::{Answered, MachineFilter, MachineRef};
 
 /// How long `wait` waits when the request does not say, in seconds.
@@ -69,10 +71,14 @@ pub(super) fn routes(context: Context) -> BoxedFilter<(Response,)> {
 
 async fn launch(context: Context, key: Option<String>, body: Bytes) -> Result<Response, Problem> {
     let request: LaunchRequest = parse(&body)?;
+    let image = match &request.image {
+        Some(name) => Some(images::find(context.clone(), part(name)?).await?),
+        None => None,
+    };
     let key = bind_key(key.as_deref(), "POST", "/v1/machines", &body)?;
     let change = move |core: &mut crate::core::Core| {
         core.once(key, |core| {
-            let machine = core.launch(&request)?;
+            let machine = core.launch(&request, image.as_ref())?;
             Answered::new(201, Some(format!("/v1/machines/{}", machine.id)), &machine)
         })
     };
@@ -140,11 +146,17 @@ async fn act(
             context.core.call(change).await?
         }
         "start" | "stop" => {
-            parse::<Nothing>(&body)?;
             let start = action == "start";
+            let request = if start {
+                parse::<Nothing>(&body)?;
+                StopRequest::default()
+            } else {
+                parse(&body)?
+            };
             let change = move |core: &mut crate::core::Core| {
                 core.once(key, |core| {
-                    let machine = if start { core.start(&reference)? } else { core.stop(&reference)? };
+                    let machine =
+                        if start { core.start(&reference)? } else { core.stop(&reference, &request)? };
                     Answered::new(202, Some(format!("/v1/machines/{}", machine.id)), &machine)
                 })
             };

@@ -8,6 +8,7 @@ mod agent;
 mod auth;
 mod events;
 mod hosts;
+mod images;
 mod logs;
 mod machines;
 mod migrations;
@@ -16,6 +17,7 @@ mod respond;
 
 pub use auth::{Access, BadToken, Token};
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
@@ -37,11 +39,13 @@ const STREAMS_MAX: usize = 256;
 struct Context {
     core: Handle,
     streams: Arc<Semaphore>,
+    /// The store of images.
+    images: Arc<Path>,
 }
 
 /// The whole API.
-pub fn routes(core: Handle, access: Access) -> BoxedFilter<(impl Reply,)> {
-    let context = Context { core, streams: Arc::new(Semaphore::new(STREAMS_MAX)) };
+pub fn routes(core: Handle, access: Access, images: &Path) -> BoxedFilter<(impl Reply,)> {
+    let context = Context { core, streams: Arc::new(Semaphore::new(STREAMS_MAX)), images: images.into() };
     let open = healthz(context.clone()).or(openapi_document()).unify();
     let v1 = machines::routes(context.clone())
         .or(logs::routes(context.clone()))
@@ -49,6 +53,8 @@ pub fn routes(core: Handle, access: Access) -> BoxedFilter<(impl Reply,)> {
         .or(agent::routes(context.clone()))
         .unify()
         .or(hosts::routes(context.clone()))
+        .unify()
+        .or(images::routes(context.clone()))
         .unify()
         .or(migrations::routes(context.clone()))
         .unify()

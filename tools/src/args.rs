@@ -1,5 +1,7 @@
 //! What can be typed.
 
+mod images;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,6 +9,8 @@ use clap::{Args, Parser, Subcommand};
 use controlplane::api::MachineState;
 use controlplane::core::MachineRef;
 use wire::ids::{HostName, MachineName, MigrationId};
+
+pub use images::{BuildImage, Image, ImagePart, ImportImage, Store};
 
 use crate::units::{parse_duration, parse_memory};
 
@@ -57,6 +61,9 @@ pub enum Command {
     /// Look at hosts.
     #[command(subcommand)]
     Host(Host),
+    /// Make, import, list and remove images, in a directory of this machine.
+    #[command(subcommand)]
+    Image(Image),
 }
 
 /// `fleet`.

@@ -142,7 +142,9 @@ mod tests {
     #[test]
     fn what_is_no_digest_is_refused() {
         let upper = EMPTY.to_uppercase();
-        for bad in ["", "sha256:", "sha512:00", &EMPTY[7..], &EMPTY[..70], &upper, "sha256:../../../etc/passwd"] {
+        for bad in
+            ["", "sha256:", "sha512:00", &EMPTY[7..], &EMPTY[..70], &upper, "sha256:../../../etc/passwd"]
+        {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

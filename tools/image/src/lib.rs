@@ -14,6 +14,7 @@
 //! directory and appears in one rename. Scratch of a process that died is removed by the next one.
 
 pub mod assemble;
+pub mod build;
 pub mod busybox;
 pub mod debian;
 pub mod digest;

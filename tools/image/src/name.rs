@@ -54,8 +54,9 @@ impl ImageName {
         let last = text.rsplit('/').next().unwrap_or(text);
         let keep = |part: &str| -> String {
             let lower = part.to_ascii_lowercase();
-            let fitting =
-                lower.chars().map(|c| if c.is_ascii() && part_byte(u8::try_from(c).unwrap_or(b'/')) { c } else { '-' });
+            let fitting = lower
+                .chars()
+                .map(|c| if c.is_ascii() && part_byte(u8::try_from(c).unwrap_or(b'/')) { c } else { '-' });
             fitting.take(LONGEST).collect::<String>().trim_matches(['-', '.', '_']).to_owned()
         };
         match last.split_once(':') {
@@ -115,9 +116,12 @@ mod tests {
 
     #[test]
     fn names_and_files_are_one_to_one() {
-        for (text, file) in
-            [("debian-12", "debian-12.json"), ("web:v3", "web@v3.json"), ("a.b_c", "a.b_c.json"), ("9", "9.json")]
-        {
+        for (text, file) in [
+            ("debian-12", "debian-12.json"),
+            ("web:v3", "web@v3.json"),
+            ("a.b_c", "a.b_c.json"),
+            ("9", "9.json"),
+        ] {
             let name: ImageName = text.parse().unwrap();
             assert_eq!(name.file(), file);
             assert_eq!(ImageName::from_file(file), Some(name.clone()));
@@ -128,7 +132,9 @@ mod tests {
     #[test]
     fn what_is_no_name_is_refused() {
         let long = "a".repeat(64);
-        for bad in ["", ":", "a:", ":b", "../x", "a/b", "A", ".hidden", "-x", "a@b", "a:b:c", "a b", "ä", &long] {
+        for bad in
+            ["", ":", "a:", ":b", "../x", "a/b", "A", ".hidden", "-x", "a@b", "a:b:c", "a b", "ä", &long]
+        {
             assert!(bad.parse::<ImageName>().is_err(), "{bad}");
         }
         for file in ["a.txt", "../x.json", ".json", "a@b@c.json", ".a.json.tmp"] {

@@ -11,8 +11,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fchmod, mkdirat, open, openat,
-    openat2, statat, symlinkat, unlinkat,
+    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, chownat, fchmod,
+    mkdirat, open, openat, openat2, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -48,7 +48,8 @@ impl Root {
     /// # Errors
     /// When it is none.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let directory = openat(CWD, path, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY, Mode::empty())?;
+        let directory =
+            openat(CWD, path, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY, Mode::empty())?;
         Ok(Self { directory, path: path.to_owned() })
     }
 
@@ -100,8 +101,9 @@ impl Root {
     /// # Errors
     /// When something in the way is no directory.
     pub fn make_directory(&self, path: &Path) -> io::Result<OwnedFd> {
-        let names = components(path)
-            .map_err(|path| io::Error::new(io::ErrorKind::InvalidInput, format!("{} climbs", path.display())))?;
+        let names = components(path).map_err(|path| {
+            io::Error::new(io::ErrorKind::InvalidInput, format!("{} climbs", path.display()))
+        })?;
         let mut so_far = PathBuf::new();
         let mut directory = self.directory(Path::new("."))?;
         for name in names {
@@ -141,6 +143,41 @@ impl Root {
         io::copy(from, &mut file)?;
         file.flush()?;
         Ok(fchmod(&file, Mode::from_raw_mode(mode))?)
+    }
+
+    /// Sets the mode of a file or directory.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn mode(&self, path: &str, mode: u32) -> io::Result<()> {
+        let file = self.resolve(Path::new(path), OFlags::RDONLY | OFlags::NONBLOCK)?;
+        Ok(fchmod(&file, Mode::from_raw_mode(mode))?)
+    }
+
+    /// Makes no time of the tree later than `epoch`, so that two trees of the same files become the same disk.
+    ///
+    /// # Errors
+    /// When a time cannot be set.
+    pub fn settle_times(&self, epoch: u64) -> io::Result<()> {
+        let latest = i64::try_from(epoch).unwrap_or(i64::MAX);
+        let mut pending = vec![(self.directory(Path::new("."))?, false)];
+        while let Some((directory, entered)) = pending.pop() {
+            if entered {
+                settle(&directory, OsStr::new("."), latest)?;
+                continue;
+            }
+            let mut inner = Vec::new();
+            for name in names(directory.as_fd())? {
+                if kind(directory.as_fd(), &name)? == Some(FileType::Directory) {
+                    inner.push((open_below(directory.as_fd(), &name)?, false));
+                } else {
+                    settle(&directory, &name, latest)?;
+                }
+            }
+            pending.push((directory, true));
+            pending.append(&mut inner);
+        }
+        Ok(())
     }
 
     /// Makes a symbolic link, instead of whatever has its name.
@@ -276,6 +313,14 @@ fn empty_tree(top: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Sets the time of reading to that of writing, and both no later than `latest`.
+fn settle(directory: &OwnedFd, name: &OsStr, latest: i64) -> io::Result<()> {
+    let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let time = Timespec { tv_sec: stat.st_mtime.min(latest), tv_nsec: 0 };
+    let times = Timestamps { last_access: time, last_modification: time };
+    Ok(utimensat(directory, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
 fn open_below(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
     Ok(openat(parent, name, flags, Mode::empty())?)
@@ -342,7 +387,10 @@ mod tests {
             let _ = root.write(&format!("{link}/file"), b"x", 0o644);
             root.remove(&format!("{link}/secret")).unwrap();
         }
-        assert_eq!(names(open(&outside, OFlags::RDONLY, Mode::empty()).unwrap().as_fd()).unwrap(), ["secret"]);
+        assert_eq!(
+            names(open(&outside, OFlags::RDONLY, Mode::empty()).unwrap().as_fd()).unwrap(),
+            ["secret"]
+        );
     }
 
     #[test]

@@ -125,7 +125,8 @@ impl Store {
         }
         // What is being unpacked has other systems' owners and set-uid programs.
         let scratch = store.scratch_directory();
-        fs::set_permissions(&scratch, fs::Permissions::from_mode(0o700)).map_err(io_error("protect", &scratch))?;
+        fs::set_permissions(&scratch, fs::Permissions::from_mode(0o700))
+            .map_err(io_error("protect", &scratch))?;
         Ok(store)
     }
 
@@ -160,7 +161,9 @@ impl Store {
         let path = self.directory.join("lock");
         let options = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         let file = options.map_err(io_error("open", &path))?;
-        flock(&file, FlockOperation::LockExclusive).map_err(io::Error::from).map_err(io_error("lock", &path))?;
+        flock(&file, FlockOperation::LockExclusive)
+            .map_err(io::Error::from)
+            .map_err(io_error("lock", &path))?;
         Ok(file)
     }
 
@@ -180,8 +183,10 @@ impl Store {
                 continue;
             }
         }
-        let directory =
-            tempfile::Builder::new().prefix("make-").tempdir_in(&parent).map_err(io_error("make", &parent))?;
+        let directory = tempfile::Builder::new()
+            .prefix("make-")
+            .tempdir_in(&parent)
+            .map_err(io_error("make", &parent))?;
         let alive = File::open(directory.path()).map_err(io_error("open", directory.path()))?;
         flock(&alive, FlockOperation::NonBlockingLockExclusive)
             .map_err(io::Error::from)
@@ -245,7 +250,11 @@ impl Store {
         let kernel = Blob { digest: manifest.kernel.digest, bytes: manifest.kernel.bytes };
         for (what, blob) in [("root disk", manifest.disk), ("kernel", kernel), ("initrd", manifest.initrd)] {
             if !self.has(blob) {
-                return Err(StoreError::Incomplete { name: manifest.name.clone(), what, digest: blob.digest });
+                return Err(StoreError::Incomplete {
+                    name: manifest.name.clone(),
+                    what,
+                    digest: blob.digest,
+                });
             }
         }
         Ok(())
@@ -289,10 +298,7 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(io_error("read", &images)(error)),
         };
-        Ok(entries
-            .flatten()
-            .filter_map(|entry| ImageName::from_file(entry.file_name().to_str()?))
-            .collect())
+        Ok(entries.flatten().filter_map(|entry| ImageName::from_file(entry.file_name().to_str()?)).collect())
     }
 
     /// Removes an image, and the blobs that no image names any more.

@@ -117,7 +117,9 @@ mod tests {
     fn output_messages_and_missing_programs() {
         assert_eq!(Tool::new("echo", "coreutils").arg("x").run().unwrap(), b"x\n");
         let failed = Tool::new("sh", "dash").args(["-c", "echo why >&2; exit 3"]).run().unwrap_err();
-        assert!(matches!(&failed, ToolError::Failed { messages, status, .. } if messages == "why" && status.code() == Some(3)));
+        assert!(
+            matches!(&failed, ToolError::Failed { messages, status, .. } if messages == "why" && status.code() == Some(3))
+        );
         let missing = Tool::new("no-such-program", "nothing").run().unwrap_err();
         assert!(matches!(missing, ToolError::Missing { package: "nothing", .. }));
     }

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use common::initramfs::{self, Kernel};
 use common::linux::Linux;
 use common::{have_kvm, skip};
-use wire::vmm::{GuestEnd, Notice, Request};
+use wire::vmm::{GuestEnd, Request};
 
 const RAM: u64 = 256 << 20;
 
@@ -35,7 +35,7 @@ fn linux_reaches_user_space_on_every_vcpu_and_powers_off() {
         assert_eq!(linux.sh("nproc"), vcpus.to_string());
         assert_eq!(linux.bad_lines(), Vec::<String>::new());
         linux.type_line("poweroff -f");
-        assert_eq!(linux.vmm.notice(), Notice::GuestEnded(GuestEnd::PowerOff));
+        assert_eq!(linux.ended(), GuestEnd::PowerOff);
     }
 }
 
@@ -44,8 +44,9 @@ fn reboot_and_panic_are_told_apart() {
     let Some(kernel) = kernel() else { return };
     for (command, end) in [("reboot -f", GuestEnd::Reset), ("echo c > /proc/sysrq-trigger", GuestEnd::Panic)] {
         let mut linux = Linux::boot(&kernel, 2, RAM, "");
+        linux.type_line("echo 8 > /proc/sys/kernel/printk");
         linux.type_line(command);
-        assert_eq!(linux.vmm.notice(), Notice::GuestEnded(end));
+        assert_eq!(linux.ended(), end);
     }
 }
 
@@ -57,7 +58,7 @@ fn the_power_button_reaches_user_space() {
     linux.type_line("head -c 24 /dev/input/event0 > /dev/null && poweroff -f &");
     linux.sh("sleep 1");
     linux.vmm.must(Request::PowerButton);
-    assert_eq!(linux.vmm.notice(), Notice::GuestEnded(GuestEnd::PowerOff));
+    assert_eq!(linux.ended(), GuestEnd::PowerOff);
 }
 
 #[test]
@@ -83,6 +84,6 @@ fn linux_is_saved_and_restored_and_notices_nothing() {
         assert_eq!(linux.sh("nproc"), vcpus.to_string());
         assert_eq!(linux.bad_lines(), Vec::<String>::new());
         linux.type_line("poweroff -f");
-        assert_eq!(linux.vmm.notice(), Notice::GuestEnded(GuestEnd::PowerOff));
+        assert_eq!(linux.ended(), GuestEnd::PowerOff);
     }
 }

@@ -3,13 +3,13 @@
 use std::fs::File;
 use std::time::{Duration, Instant};
 
-use wire::vmm::{Reply, Request};
+use wire::vmm::{GuestEnd, Reply, Request};
 
 use super::host::{Parts, Vmm, file_of, spec};
 use super::initramfs::{self, Kernel};
 
 /// Longest that Linux may take for anything; under an emulated hypervisor its boot alone takes most of a minute.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Lines of the kernel's log that must not be there.
 const BAD: [&str; 13] = [
@@ -91,7 +91,31 @@ impl Linux {
     /// Lines of the kernel's log that tell of trouble.
     pub fn bad_lines(&mut self) -> Vec<String> {
         let log = self.sh("dmesg");
-        log.lines().filter(|line| BAD.iter().any(|bad| line.contains(bad))).map(str::to_owned).collect()
+        let bad = |line: &&str| BAD.iter().any(|bad| line.contains(bad));
+        let found: Vec<_> = log.lines().filter(bad).map(str::to_owned).collect();
+        if !found.is_empty() {
+            eprintln!("{log}");
+        }
+        found
+    }
+
+    /// How the guest ended, which it must do by itself.
+    pub fn ended(&mut self) -> GuestEnd {
+        let begin = Instant::now();
+        loop {
+            match self.vmm.ask(Request::Describe) {
+                Reply::Description { ended: Some(end), .. } => return end,
+                Reply::Description { .. } => {}
+                other => panic!("{other:?}"),
+            }
+            let console = self.parts.console_from(self.seen);
+            assert!(
+                begin.elapsed() < PATIENCE,
+                "the guest does not end; it said:\n{}",
+                String::from_utf8_lossy(&console)
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Moves the guest to a fresh VMM on the same memory, as a local migration does.

@@ -170,7 +170,7 @@ mod tests {
     use super::*;
     use vmm_sys_util::eventfd::EventFd;
 
-    fn chip() -> (Platform, EventFd) {
+    fn new_chip() -> (Platform, EventFd) {
         let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         (Platform::new(IrqLine::new(event.try_clone().unwrap()), [7; 16]), event)
     }
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn an_event_interrupts_once_and_is_gone_when_read() {
-        let (mut chip, event) = chip();
+        let (mut chip, event) = new_chip();
         assert_eq!(events(&mut chip), 0);
         chip.press_power_button().unwrap();
         assert_eq!(event.read().unwrap(), 1);
@@ -221,10 +221,10 @@ mod tests {
 
     #[test]
     fn a_pending_event_survives_a_move_and_interrupts_again() {
-        let (mut chip, _) = self::chip();
+        let (mut chip, _event) = new_chip();
         chip.press_power_button().unwrap();
         chip.set_generation([9; 16]).unwrap();
-        let (mut there, event) = self::chip();
+        let (mut there, event) = new_chip();
         there.restore(&chip.save()).unwrap();
         there.resume();
         assert_eq!(event.read().unwrap(), 1);
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn unknown_events_are_refused() {
-        let (mut chip, _event) = chip();
+        let (mut chip, _event) = new_chip();
         let state = PlatformState { pending_events: 4, ..chip.save() };
         assert!(chip.restore(&state).is_err());
     }

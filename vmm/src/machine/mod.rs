@@ -16,6 +16,7 @@ use std::time::Instant;
 use kvm_ioctls::IoEventAddress;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
+use wire::cpu::UnknownProfile;
 use wire::vmm::{GuestEnd, MachineSpec};
 
 use crate::acpi::{self, AcpiError};
@@ -60,6 +61,9 @@ pub enum CreateError {
     /// RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The CPU profile.
+    #[error(transparent)]
+    Profile(#[from] UnknownProfile),
     /// A shared memory descriptor.
     #[error(transparent)]
     Shm(#[from] ShmError),
@@ -150,7 +154,8 @@ impl Machine {
             ended_event,
             bus: Arc::clone(&bus),
         });
-        let vcpus = Vcpus::new(&vm, spec.vcpus, spec.cpu.tsc_khz, &shared)?;
+        let profile = spec.cpu.name.parse()?;
+        let vcpus = Vcpus::new(&vm, spec.vcpus, profile, spec.cpu.tsc_khz, &shared)?;
         let log = DirtyLog::new(dirty, spec.ram.pages());
         let last_pause = PauseReport { stop_us: 0, harvest_us: 0, dirty_pages: 0 };
         Ok(Self {

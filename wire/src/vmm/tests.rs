@@ -82,7 +82,7 @@ fn golden_answers() {
     assert_eq!(sums, ANSWERS);
 }
 
-const REQUESTS: [(usize, u32); 15] = [
+const REQUESTS: [(usize, u32); 16] = [
     (152, 0xc663_dae6),
     (160, 0x00dd_76cd),
     (152, 0xa560_36ff),
@@ -98,6 +98,7 @@ const REQUESTS: [(usize, u32); 15] = [
     (152, 0x16d8_b4f8),
     (160, 0x3493_86ac),
     (152, 0xb020_f665),
+    (152, 0x61aa_ec53),
 ];
 
 const ANSWERS: [(usize, u32); 8] = [

@@ -34,6 +34,17 @@ pub const SLEEP_STATUS_PORT: u16 = 0x609;
 pub const RESET_PORT: u16 = 0x60a;
 /// What is written to the reset register.
 pub const RESET_VALUE: u8 = 1;
+/// Where a PC's processor begins after a reset, below 1 MiB. Linux jumps there to restart a machine with hardware-reduced ACPI: it takes EFI for
+/// granted then, and the BIOS for the next best.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
+/// Our firmware, 16-bit code: writes [`RESET_VALUE`] to [`RESET_PORT`].
+pub const RESET_CODE: [u8; 9] = [
+    0xba, 0x0a, 0x06, // mov dx, 0x60a
+    0xb0, 0x01, // mov al, 1
+    0xee, // out dx, al
+    0xf4, // hlt
+    0xeb, 0xfd, // jmp to the hlt
+];
 /// pvpanic.
 pub const PANIC_PORT: u16 = 0x505;
 /// The sleep type that means off (`_S5`).
@@ -203,6 +214,12 @@ mod tests {
         ] {
             assert_eq!(end_of(port, data), None, "{port:#x} {data:x?}");
         }
+    }
+
+    #[test]
+    fn the_restart_code_writes_what_resets() {
+        let [_, low, high, _, value, ..] = RESET_CODE;
+        assert_eq!(end_of(u16::from_le_bytes([low, high]), &[value]), Some(GuestEnd::Reset));
     }
 
     #[test]

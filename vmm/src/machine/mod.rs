@@ -217,14 +217,17 @@ impl Machine {
         let load = Load { kernel, initrd, cmdline, device_words, rsdp: acpi::RSDP };
         let entry = boot::load(memory, load)?;
         acpi::write(memory, u8::try_from(self.vcpus.count()).unwrap_or(u8::MAX), &devices)?;
-        self.write_generation().map_err(AcpiError::from)?;
+        self.write_firmware().map_err(AcpiError::from)?;
         self.vm.mask_pics()?;
         Ok(self.vcpus.boot(entry)?)
     }
 
-    fn write_generation(&self) -> Result<(), vm_memory::GuestMemoryError> {
+    /// What firmware leaves behind besides tables: the generation id, and code to restart the machine.
+    fn write_firmware(&self) -> Result<(), vm_memory::GuestMemoryError> {
         let id = self.bus.platform().generation();
-        self.ram.memory().write_slice(&id, GuestAddress(acpi::GENERATION_PAGE))
+        let memory = self.ram.memory();
+        memory.write_slice(&id, GuestAddress(acpi::GENERATION_PAGE))?;
+        memory.write_slice(&platform::RESET_CODE, GuestAddress(platform::RESET_VECTOR))
     }
 
     /// Presses the guest's power button.

@@ -10,7 +10,7 @@ use super::host::{Parts, Vmm, file_of, spec};
 use super::initramfs::{self, Kernel};
 
 /// Longest that Linux may take for anything; under an emulated hypervisor its boot alone takes most of a minute.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Lines of the kernel's log that must not be there.
 const BAD: [&str; 13] = [

@@ -11,7 +11,7 @@ use wire::vmm::{Code, FromVmm, GuestEnd, MachineSpec, Notice, Phase, Reply, Requ
 
 use crate::kvm::KvmError;
 use crate::kvm::log::LogError;
-use crate::machine::{Descriptors, Machine, MachineBootError, PauseError, PauseReport};
+use crate::machine::{CreateError, Descriptors, Machine, MachineBootError, PauseError, PauseReport};
 use crate::phase::{Action, Custody};
 
 /// The record and what it is about.
@@ -164,7 +164,11 @@ impl Supervisor {
             tap: fds.next().map(File::from),
         };
         let created = Machine::create(spec, descriptors);
-        self.machine = Some(created.map_err(|error| Refused::new(Code::Host, &error))?);
+        let code = |error: &CreateError| match error {
+            CreateError::Profile(_) | CreateError::Kvm(KvmError::Feature(_)) => Code::BadArgument,
+            _ => Code::Host,
+        };
+        self.machine = Some(created.map_err(|error| Refused::new(code(&error), &error))?);
         Ok(Reply::Done)
     }
 

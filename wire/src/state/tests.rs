@@ -181,11 +181,12 @@ fn golden_components() {
         sum(&serial),
         sum(&NetState { virtio: virtio(), mac: [2, 0, 0, 0, 0, 1] }),
         sum(&RngState { virtio: virtio() }),
+        sum(&PlatformState { pending_events: 1, generation_id: [7; 16] }),
     ];
     assert_eq!(sums, COMPONENTS);
 }
 
-const COMPONENTS: [(usize, u32); 8] = [
+const COMPONENTS: [(usize, u32); 9] = [
     (56, 0xf9fa_49b3),
     (160, 0x331b_8bde),
     (28, 0x9f1e_5092),
@@ -194,4 +195,5 @@ const COMPONENTS: [(usize, u32); 8] = [
     (32, 0x6888_2029),
     (136, 0xf7db_8953),
     (128, 0xe3b7_5e21),
+    (20, 0x9c03_9a5b),
 ];

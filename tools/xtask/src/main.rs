@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use xtask::fleet::layout::FleetName;
 use xtask::fleet::{self, Fleet, Plan};
-use xtask::report::Report;
 use xtask::lab::{self, Lab};
+use xtask::report::Report;
 use xtask::{bench, check, command, demo, fuzz, repository, setup, signals, sim, test};
 
 /// Developer commands of mashines.

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
-use crate::fleet::processes::{self, Lines, Service};
 use crate::fleet::layout::FleetName;
+use crate::fleet::processes::{self, Lines, Service};
 use crate::signals;
 
 /// What the second program of a host prints at its end.
@@ -131,7 +131,11 @@ mod tests {
     #[test]
     fn a_boot_is_hung_when_silent_or_endless() {
         assert_eq!(verdict("[    0.1] x\n", LONG, SHORT), Verdict::Going);
-        assert_eq!(verdict("[    0.1] x\n", SHORT, LONG), Verdict::Going, "the silence is older than the boot");
+        assert_eq!(
+            verdict("[    0.1] x\n", SHORT, LONG),
+            Verdict::Going,
+            "the silence is older than the boot"
+        );
         assert!(matches!(verdict("[    0.1] x\n", LONG, LONG), Verdict::Hung(_)));
         assert!(matches!(verdict("", BOOT_LIMIT + SHORT, SHORT), Verdict::Hung(_)));
     }

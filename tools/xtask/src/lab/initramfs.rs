@@ -28,7 +28,8 @@ fn wanted() -> Vec<&'static str> {
 
 /// Writes the initramfs for `kernel` to `file`.
 pub(super) fn write(kernel: &Kernel, file: &Path) -> Result<()> {
-    let busybox = command::locate("busybox").ok_or_else(|| anyhow!("there is no busybox: install busybox-static"))?;
+    let busybox =
+        command::locate("busybox").ok_or_else(|| anyhow!("there is no busybox: install busybox-static"))?;
     let busybox = std::fs::read(&busybox).with_context(|| format!("reading {}", busybox.display()))?;
     if is_dynamic(&busybox) {
         bail!("the busybox of this machine needs libraries: install busybox-static instead of it");
@@ -80,7 +81,9 @@ fn module(path: &Path) -> Result<(String, Vec<u8>)> {
 /// Whether an ELF file names a loader of shared libraries.
 fn is_dynamic(program: &[u8]) -> bool {
     const LOADER: &[u8] = b"/ld-linux-x86-64.so.2\0";
-    program.get(..4096.min(program.len())).is_some_and(|head| head.windows(LOADER.len()).any(|part| part == LOADER))
+    program
+        .get(..4096.min(program.len()))
+        .is_some_and(|head| head.windows(LOADER.len()).any(|part| part == LOADER))
 }
 
 #[cfg(test)]
@@ -94,10 +97,15 @@ mod tests {
         fill(&mut archive, b"the busybox", &modules).unwrap();
         let bytes = archive.finish().unwrap();
         let text = String::from_utf8_lossy(&bytes);
-        for part in ["bin/busybox\0", "the busybox", "init\0", "stage2.sh\0", "b.ko\na.ko\n", "modules/a.ko\0"] {
+        for part in
+            ["bin/busybox\0", "the busybox", "init\0", "stage2.sh\0", "b.ko\na.ko\n", "modules/a.ko\0"]
+        {
             assert!(text.contains(part), "{part}");
         }
-        assert!(text.contains(super::super::boot::READY), "the second stage says the word that `up` waits for");
+        assert!(
+            text.contains(super::super::boot::READY),
+            "the second stage says the word that `up` waits for"
+        );
     }
 
     #[test]

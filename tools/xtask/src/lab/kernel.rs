@@ -72,7 +72,9 @@ fn newest_package() -> Result<String> {
             command::watch(setup::as_root("apt-get")?.args(["update", "-qq"]))
                 .context("apt-get update: is the network there?")?;
             dependency(&listed()?).ok_or_else(|| {
-                anyhow!("apt knows no {NEWEST}: the kernel of lab hosts is Debian's, so this must be a Debian")
+                anyhow!(
+                    "apt knows no {NEWEST}: the kernel of lab hosts is Debian's, so this must be a Debian"
+                )
             })
         }
     }
@@ -89,16 +91,18 @@ fn fetch(package: &str, directory: &Path) -> Result<()> {
     let work = directory.with_extension("incomplete");
     let _ = std::fs::remove_dir_all(&work);
     std::fs::create_dir_all(&work).with_context(|| format!("making {}", work.display()))?;
-    let fetched = command::read(Command::new("apt-get").args(["download", "-qq", package]).current_dir(&work));
+    let fetched =
+        command::read(Command::new("apt-get").args(["download", "-qq", package]).current_dir(&work));
     if fetched.is_err() {
         // Lists that are older than the archive name a version that is gone.
         command::watch(setup::as_root("apt-get")?.args(["update", "-qq"]))
             .context("apt-get update: is the network there?")?;
         command::read(Command::new("apt-get").args(["download", "-qq", package]).current_dir(&work))?;
     }
-    let archive = std::fs::read_dir(&work)?.flatten().map(|entry| entry.path()).find(|path| {
-        path.extension().is_some_and(|extension| extension == "deb")
-    });
+    let archive = std::fs::read_dir(&work)?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"));
     let archive = archive.ok_or_else(|| anyhow!("apt-get fetched no package into {}", work.display()))?;
     command::read(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&work))?;
     std::fs::remove_file(&archive).with_context(|| format!("removing {}", archive.display()))?;
@@ -177,7 +181,8 @@ mod tests {
 
     #[test]
     fn modules_come_after_what_they_need_and_once() {
-        let order = load_order(DEPENDENCIES, "kernel/fs/ext4/ext4.ko\n", &["kvm", "kvm_amd", "ext4", "tun"]).unwrap();
+        let order =
+            load_order(DEPENDENCIES, "kernel/fs/ext4/ext4.ko\n", &["kvm", "kvm_amd", "ext4", "tun"]).unwrap();
         let names: Vec<_> = order.iter().map(|file| module_name(file)).collect();
         assert_eq!(names, ["irqbypass", "kvm", "ccp", "kvm_amd", "tun"]);
         let missing = load_order(DEPENDENCIES, "", &["ext4"]).unwrap_err();

@@ -68,7 +68,8 @@ impl FromStr for Ram {
             Some(number) => (number, 1024),
             None => (text.strip_suffix(['M', 'm']).unwrap_or(text), 1),
         };
-        let number: u64 = number.parse().with_context(|| format!("`{text}` is no size: write 3G or 3072M"))?;
+        let number: u64 =
+            number.parse().with_context(|| format!("`{text}` is no size: write 3G or 3072M"))?;
         let mib = number.saturating_mul(unit);
         if !(HOST_MIB + 256..=RAM_MIB_MAX).contains(&mib) {
             bail!("a lab host has from 1G to {}G of RAM, not {text}", RAM_MIB_MAX / 1024);

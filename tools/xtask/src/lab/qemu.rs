@@ -62,7 +62,10 @@ pub(super) fn arguments(lab: &FleetName, host: &Host, common: &Common) -> Vec<St
         ),
     ];
     let flags = ["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned);
-    flags.into_iter().chain(pairs.into_iter().flat_map(|(option, value)| [option.to_owned(), value])).collect()
+    flags
+        .into_iter()
+        .chain(pairs.into_iter().flat_map(|(option, value)| [option.to_owned(), value]))
+        .collect()
 }
 
 fn kernel_command_line(lab: &FleetName, host: &Host, common: &Common) -> String {
@@ -113,14 +116,18 @@ mod tests {
     #[test]
     fn the_processor_is_emulated_with_complete_virtualisation() {
         let line = for_host_b().join(" ");
-        assert!(line.contains("-accel tcg,thread=multi,tb-size=1024 -cpu max,+svm,+npt -smp 2 -m 3072"), "{line}");
+        assert!(
+            line.contains("-accel tcg,thread=multi,tb-size=1024 -cpu max,+svm,+npt -smp 2 -m 3072"),
+            "{line}"
+        );
         assert!(!line.contains("kvm,") && !line.contains("accel kvm"), "{line}");
     }
 
     #[test]
     fn a_host_cannot_write_to_the_machine_but_to_the_labs_directory() {
         let arguments = for_host_b();
-        let shares: Vec<_> = arguments.iter().filter(|argument| argument.starts_with("local,path=")).collect();
+        let shares: Vec<_> =
+            arguments.iter().filter(|argument| argument.starts_with("local,path=")).collect();
         assert_eq!(shares.len(), 2);
         assert!(shares[0].starts_with("local,path=/,") && shares[0].ends_with("readonly=on"), "{shares:?}");
         assert!(shares[1].starts_with("local,path=/run/mashines/lab,"), "{shares:?}");

@@ -267,7 +267,8 @@ fn make_disk(path: &Path) -> Result<()> {
     file.set_len(DISK_BYTES).with_context(|| format!("sizing {}", path.display()))?;
     // A lab's disk lives for an hour: no journal, no reserve, tables when they are needed.
     let options = ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard"];
-    let mkfs = command::locate("mkfs.ext4").ok_or_else(|| anyhow!("there is no mkfs.ext4: install e2fsprogs"))?;
+    let mkfs =
+        command::locate("mkfs.ext4").ok_or_else(|| anyhow!("there is no mkfs.ext4: install e2fsprogs"))?;
     command::read(Command::new(mkfs).args(options).arg(path)).map(drop)
 }
 

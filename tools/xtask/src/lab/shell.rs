@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 
 use super::{layout, running};
 use crate::fleet::layout::{FleetName, Host};
-use crate::fleet::processes::MARK;
 use crate::fleet::netns;
+use crate::fleet::processes::MARK;
 use crate::{command, setup};
 
 /// Seconds in which a connection must come about.
@@ -39,13 +39,19 @@ impl Shell {
         let directory = layout::ssh_dir(&self.lab);
         std::fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
         let client = directory.join("client");
-        command::read(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f"]).arg(client))?;
+        command::read(
+            Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f"]).arg(client),
+        )?;
         let server = directory.join("server");
         command::read(Command::new("dropbearkey").args(["-t", "ed25519", "-f"]).arg(&server))?;
         let public = command::read(Command::new("dropbearkey").arg("-y").arg("-f").arg(&server))?;
-        let public = public.lines().find(|line| line.starts_with("ssh-ed25519 ")).context("dropbearkey shows no key")?;
+        let public = public
+            .lines()
+            .find(|line| line.starts_with("ssh-ed25519 "))
+            .context("dropbearkey shows no key")?;
         let known = directory.join("known_hosts");
-        std::fs::write(&known, format!("* {public}\n")).with_context(|| format!("writing {}", known.display()))
+        std::fs::write(&known, format!("* {public}\n"))
+            .with_context(|| format!("writing {}", known.display()))
     }
 
     /// The command that runs `words` on a host. Start it in any namespace, with [`Shell::spawn`], or with [`command::read`] once a

@@ -46,9 +46,18 @@ cp "$lab_state/ssh/client.pub" "$lab/home/.ssh/authorized_keys" && cp "$lab_stat
 ulimit -n 65536
 ulimit -l unlimited
 
-echo "lab host: READY"
 while :; do
     "$lab_dropbear" -F -E -s -j -k -p "$lab_ip4:22" -r "$lab/server" -P "$lab/dropbear.pid"
     echo "lab host: the ssh server ended ($?)"
     "$lab/busybox" sleep 1
+done &
+
+# A server does not tell that it listens: the kernel does (port 22 in state LISTEN).
+until grep -q ':0016 [0-9A-F:]* 0A ' /proc/net/tcp; do
+    "$lab/busybox" sleep 0.1
+done
+echo "lab host: READY"
+# As the first process it takes in orphans, and this collects them.
+while :; do
+    wait
 done

@@ -30,6 +30,7 @@ mod prepare;
 mod qemu;
 mod running;
 mod shell;
+mod tsc;
 
 pub use prepare::{Ready, missing, prepare};
 pub use running::{Lab, Plan, down, is_up};

@@ -1,7 +1,7 @@
 //! The command line of a lab host's QEMU: pure.
 //!
-//! The processor is emulated, with AMD-V and nested paging, so that the host's own `/dev/kvm` is complete. The kernel decides about its
-//! clock by itself: told that the emulated TSC is reliable, its boot hung once in ten.
+//! The processor is emulated, with AMD-V and nested paging, so that the host's own `/dev/kvm` is complete. The kernel is told the
+//! frequency of its TSC, and decides about its clock by itself: told that the emulated TSC is reliable, its boot hung once in ten.
 
 use std::path::{Path, PathBuf};
 
@@ -28,6 +28,8 @@ pub(super) struct Common {
     /// The ssh server.
     pub(super) dropbear: PathBuf,
     pub(super) ram_mib: u64,
+    /// Frequency of the processors' TSC, the same for all hosts.
+    pub(super) tsc_khz: u64,
 }
 
 /// Arguments for a host.
@@ -86,7 +88,8 @@ fn kernel_command_line(lab: &FleetName, host: &Host, common: &Common) -> String 
     ];
     let settings = settings.map(|(name, value)| format!(" {name}={value}")).concat();
     // Mitigations guard against other processors' speculation; this one has none, and they cost time.
-    format!("console=ttyS0 rdinit=/init panic=-1 mitigations=off{settings}")
+    let tsc = common.tsc_khz;
+    format!("console=ttyS0 rdinit=/init panic=-1 mitigations=off tsc_early_khz={tsc}{settings}")
 }
 
 /// A path as the value of an option, where a comma would end it.
@@ -109,6 +112,7 @@ mod tests {
             programs: "/w/target/release".into(),
             dropbear: "/usr/sbin/dropbear".into(),
             ram_mib: 3072,
+            tsc_khz: 2_300_000,
         };
         arguments(&layout::name().unwrap(), &Host::first(2).unwrap()[1], &common)
     }
@@ -134,14 +138,14 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_is_told_who_it_is_and_nothing_about_its_clock() {
+    fn the_kernel_is_told_who_it_is_and_not_to_trust_its_clock() {
         let arguments = for_host_b();
         let place = arguments.iter().position(|argument| argument == "-append").unwrap();
         let line = &arguments[place + 1];
         for part in ["lab_host=host-b", "lab_ip4=198.18.0.11", "lab_ip6=2001:db8:0:f::11", "console=ttyS0"] {
             assert!(line.split(' ').any(|word| word == part), "{part} in {line}");
         }
-        assert!(!line.contains("tsc") && !line.contains("timer_check"), "{line}");
+        assert!(!line.contains("tsc=") && !line.contains("timer_check"), "{line}");
         // Longer ones are cut off by the kernel, at 2,048 bytes.
         assert!(line.len() < 1024, "{line}");
     }

@@ -13,7 +13,7 @@ use super::options::Options;
 use super::prepare::Ready;
 use super::qemu::{self, Common};
 use super::shell::Shell;
-use super::{initramfs, layout, network};
+use super::{initramfs, layout, network, tsc};
 use crate::fleet::layout::{FleetName, Host};
 use crate::fleet::processes::{self, Service};
 use crate::fleet::{self, netns, services, state};
@@ -106,6 +106,7 @@ impl Lab {
             programs,
             dropbear: ready.dropbear.clone(),
             ram_mib: self.plan.options.ram.mib(),
+            tsc_khz: tsc::measured_khz()?,
         };
         let start = |host| {
             signals::check()?;

@@ -144,8 +144,11 @@ impl Lab {
         let service = services::host(&self.name, host, &self.plan.ready.binaries, &limit);
         let words = std::iter::once(service.program.display().to_string()).chain(service.arguments);
         let line: Vec<String> = words.map(|word| super::shell::quoted(&word)).collect();
+        // As for a fleet's, whose daemons inherit it.
+        let filter = std::env::var("MASHINES_LOG").unwrap_or_else(|_| "info".to_owned());
         let script = format!(
-            "setsid {} < /dev/null >> {} 2>&1 &",
+            "MASHINES_LOG={} setsid {} < /dev/null >> {} 2>&1 &",
+            super::shell::quoted(&filter),
             line.join(" "),
             super::shell::quoted(&service.log.display().to_string())
         );

@@ -44,6 +44,10 @@ pub enum Kind {
     Lane = 6,
     /// [`crate::state`]: an archive of VM state.
     State = 7,
+    /// [`crate::agent::ToAgent`].
+    ToAgent = 8,
+    /// [`crate::agent::FromAgent`].
+    FromAgent = 9,
 }
 
 impl Kind {
@@ -56,6 +60,8 @@ impl Kind {
             5 => Self::Migration,
             6 => Self::Lane,
             7 => Self::State,
+            8 => Self::ToAgent,
+            9 => Self::FromAgent,
             _ => return None,
         })
     }
@@ -64,6 +70,8 @@ impl Kind {
     pub const fn body_bytes_max(self) -> u32 {
         match self {
             Self::Lane => 64 << 10,
+            // Arguments and environment of a program are the longest; the agent holds this much for each connection.
+            Self::ToAgent | Self::FromAgent => 256 << 10,
             Self::Migration => 4 << 20,
             Self::ToVmm | Self::FromVmm | Self::ToHost | Self::FromHost | Self::State => 8 << 20,
         }
@@ -165,6 +173,8 @@ message! {
     crate::vmm::FromVmm => FromVmm,
     crate::fleet::ToHost => ToHost,
     crate::fleet::FromHost => FromHost,
+    crate::agent::ToAgent => ToAgent,
+    crate::agent::FromAgent => FromAgent,
 }
 
 /// The fixed part of a frame, checked against the caps of its kind.

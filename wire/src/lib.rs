@@ -11,7 +11,9 @@
 //! * [`state`]: archives of vCPU, chip and device state.
 //! * [`migration`]: the migration protocol: messages, source and target machines, convergence policy.
 //! * [`fleet`]: what hosts and the control plane say to each other.
+//! * [`agent`]: what a client and the agent within a guest say to each other; sessions that outlive their connection.
 
+pub mod agent;
 pub mod fleet;
 pub mod frame;
 pub mod ids;

@@ -9,9 +9,10 @@ use crate::sources::{self, Source};
 use crate::{command, repository};
 
 /// Layer of each crate. A crate may depend on lower layers only.
-const LAYERS: [(&str, u8); 10] = [
+const LAYERS: [(&str, u8); 11] = [
     ("wire", 0),
     ("pki", 1),
+    ("agent", 1),
     ("vmm", 2),
     ("dataplane", 2),
     ("controlplane", 3),

@@ -21,7 +21,7 @@ use wire::agent::{Exec, FailCode, Size, Task};
 use crate::users::User;
 
 /// Search path of programs whose client gives none.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The agent itself, also when its file is gone with the initramfs.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 
@@ -194,6 +194,18 @@ fn become_user(command: &mut Command, user: &User, cwd: CString, is_tty: bool) {
         Ok(rustix::process::chdir(cwd.as_c_str())?)
     };
     // SAFETY: `prepare` makes system calls only: it neither allocates nor takes a lock, so it may run after `fork`.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// Makes the console, which is the program's input already, its controlling terminal.
+pub fn on_console(command: &mut Command) {
+    let prepare = || {
+        setsid()?;
+        // Another session may have it; the program then runs without job control.
+        let _ = ioctl_tiocsctty(rustix::stdio::stdin());
+        Ok(())
+    };
+    // SAFETY: two system calls; neither allocates nor takes a lock, so it may run after `fork`.
     unsafe { command.pre_exec(prepare) };
 }
 

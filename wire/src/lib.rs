@@ -16,6 +16,10 @@
 
 pub mod cpu;
 pub mod disk;
+//! * [`fleet`]: what hosts and the control plane say to each other.
+//! * [`agent`]: what a client and the agent within a guest say to each other; sessions that outlive their connection.
+
+pub mod agent;
 pub mod fleet;
 pub mod frame;
 pub mod ids;

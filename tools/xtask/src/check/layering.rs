@@ -12,6 +12,7 @@ use crate::{command, repository};
 const LAYERS: [(&str, u8); 11] = [
     ("wire", 0),
     ("pki", 1),
+    ("agent", 1),
     ("vmm", 2),
     ("dataplane", 2),
     ("image", 1),

@@ -138,7 +138,10 @@ async fn serve_rest(listen: Listen, core: Handle, token: Token, images: PathBuf)
                 .await
                 .with_context(|| format!("cannot listen on {address} for the REST API"))?;
             tracing::info!(address = %listener.local_addr()?, "REST API");
-            warp::serve(rest::routes(core, Access::Token(token), &images)).incoming(listener).run().await;
+            warp::serve(rest::routes(core, Access::Token(token), images.into()))
+                .incoming(listener)
+                .run()
+                .await;
         }
         Listen::Unix(path) => {
             remove_stale_socket(&path)?;
@@ -148,7 +151,7 @@ async fn serve_rest(listen: Listen, core: Handle, token: Token, images: PathBuf)
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
                 .with_context(|| format!("setting the mode of {}", path.display()))?;
             tracing::info!(path = %path.display(), "REST API");
-            warp::serve(rest::routes(core, Access::SocketMode, &images)).incoming(listener).run().await;
+            warp::serve(rest::routes(core, Access::SocketMode, images.into())).incoming(listener).run().await;
         }
     }
     Ok(())

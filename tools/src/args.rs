@@ -52,12 +52,15 @@ pub enum Command {
     Events(Events),
     /// Show a machine's serial console.
     Logs(Logs),
-    /// End a machine; its name and addresses stay.
-    Stop(Act),
+    /// End a machine; its disks, name and addresses stay.
+    Stop(Stop),
     /// Boot a stopped machine again.
     Start(Act),
     /// Remove a machine.
     Rm(Rm),
+    /// SSH keys for machines launched from here.
+    #[command(subcommand)]
+    Key(Key),
     /// Look at hosts.
     #[command(subcommand)]
     Host(Host),
@@ -110,7 +113,25 @@ pub struct Launch {
     /// RAM, for example 512M or 1G.
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_memory)]
     pub memory: u64,
-    /// Kernel to boot (PVH ELF), a path on the host; the control plane has a default.
+    /// Image to make it from; see `mashines image ls`.
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["kernel", "initrd"])]
+    pub image: Option<String>,
+    /// Size of its root disk, for example 8G; the image's own size when absent.
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, requires = "image")]
+    pub disk: Option<u64>,
+    /// File with SSH public keys that may log in as root, besides those of `mashines key add`; may be repeated.
+    #[arg(long, value_name = "FILE", requires = "image")]
+    pub ssh_key: Vec<PathBuf>,
+    /// Environment of its first process; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable, requires = "image")]
+    pub env: Vec<(String, String)>,
+    /// File with user data for cloud-init.
+    #[arg(long, value_name = "FILE", requires = "image")]
+    pub user_data: Option<PathBuf>,
+    /// CPU that it sees: host, x86-64-v2, x86-64-v3 or x86-64-v4.
+    #[arg(long, value_name = "PROFILE")]
+    pub cpu: Option<String>,
+    /// Kernel to boot (PVH ELF or bzImage), a path on the host; the control plane has a default.
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<String>,
     /// Initial RAM disk, a path on the host.
@@ -125,6 +146,9 @@ pub struct Launch {
     /// Wait until it runs.
     #[command(flatten)]
     pub wait: Wait,
+    /// What to run in an image that has no init, instead of what the image says.
+    #[arg(last = true, value_name = "COMMAND", requires = "image")]
+    pub entrypoint: Vec<String>,
 }
 
 /// Whether to wait.
@@ -160,7 +184,41 @@ pub struct One {
     pub machine: MachineRef,
 }
 
-/// `start`, `stop`.
+/// `stop`.
+#[derive(Debug, Args)]
+pub struct Stop {
+    /// Name or id.
+    #[arg(value_name = "MACHINE")]
+    pub machine: MachineRef,
+    /// End it at once instead of asking its guest to shut down.
+    #[arg(long)]
+    pub force: bool,
+    /// How long the guest has to shut down before it is ended.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "force")]
+    pub grace: Option<Duration>,
+    /// Wait until it is done.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `key`.
+#[derive(Debug, Subcommand)]
+pub enum Key {
+    /// Let the keys of a file log in as root to every machine launched from now on.
+    Add {
+        /// A .pub file; `-` reads standard input.
+        file: PathBuf,
+    },
+    /// List them.
+    Ls,
+    /// Remove one, by its comment or its number in the list.
+    Rm {
+        /// Comment or number.
+        key: String,
+    },
+}
+
+/// `start`.
 #[derive(Debug, Args)]
 pub struct Act {
     /// Name or id.
@@ -269,4 +327,12 @@ pub enum Host {
         /// Its name.
         name: HostName,
     },
+}
+
+/// Parses `NAME=VALUE`.
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("`{text}` is no variable: write NAME=VALUE")),
+    }
 }

@@ -112,7 +112,10 @@ impl From<Problem> for Failure {
 
 const fn problem_code(code: ProblemCode) -> u8 {
     match code {
-        ProblemCode::NoSuchMachine | ProblemCode::NoSuchHost | ProblemCode::NoSuchMigration => 3,
+        ProblemCode::NoSuchMachine
+        | ProblemCode::NoSuchHost
+        | ProblemCode::NoSuchMigration
+        | ProblemCode::NoSuchImage => 3,
         ProblemCode::NameTaken
         | ProblemCode::WrongState
         | ProblemCode::MigrationRunning
@@ -129,6 +132,7 @@ const fn problem_code(code: ProblemCode) -> u8 {
         | ProblemCode::NoPlace
         | ProblemCode::NoAddress
         | ProblemCode::HostUnreachable
+        | ProblemCode::GuestUnreachable
         | ProblemCode::HostRefused
         | ProblemCode::Busy
         | ProblemCode::Internal => 5,

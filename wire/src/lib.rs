@@ -13,13 +13,11 @@
 //! * [`migration`]: the migration protocol: messages, source and target machines, convergence policy.
 //! * [`cpu`]: CPU profiles: what a guest may see of a CPU.
 //! * [`fleet`], [`streams`]: what hosts and the control plane say to each other.
-
-pub mod cpu;
-pub mod disk;
-//! * [`fleet`]: what hosts and the control plane say to each other.
 //! * [`agent`]: what a client and the agent within a guest say to each other; sessions that outlive their connection.
 
 pub mod agent;
+pub mod cpu;
+pub mod disk;
 pub mod fleet;
 pub mod frame;
 pub mod ids;

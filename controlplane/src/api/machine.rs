@@ -10,7 +10,7 @@ use super::migration::{Phase, Progress};
 use super::{text, text_option};
 
 /// Body of `POST /v1/machines`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LaunchRequest {
     /// Name, unique in the fleet; made up when absent.

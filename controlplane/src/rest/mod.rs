@@ -44,8 +44,8 @@ struct Context {
 }
 
 /// The whole API.
-pub fn routes(core: Handle, access: Access, images: &Path) -> BoxedFilter<(impl Reply,)> {
-    let context = Context { core, streams: Arc::new(Semaphore::new(STREAMS_MAX)), images: images.into() };
+pub fn routes(core: Handle, access: Access, images: Arc<Path>) -> BoxedFilter<(impl Reply,)> {
+    let context = Context { core, streams: Arc::new(Semaphore::new(STREAMS_MAX)), images };
     let open = healthz(context.clone()).or(openapi_document()).unify();
     let v1 = machines::routes(context.clone())
         .or(logs::routes(context.clone()))

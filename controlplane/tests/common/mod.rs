@@ -263,8 +263,9 @@ impl Rig {
             initrd: None,
             cmdline: None,
             host: Some(host(on)),
+            ..LaunchRequest::default()
         };
-        self.keyed(&format!("launch {name}"), |core| Answered::new(201, None, &core.launch(&request)?))
+        self.keyed(&format!("launch {name}"), |core| Answered::new(201, None, &core.launch(&request, None)?))
             .unwrap()
     }
 

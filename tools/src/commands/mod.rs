@@ -4,6 +4,7 @@ mod events;
 mod fleet;
 mod hosts;
 mod images;
+mod keys;
 mod logs;
 mod machines;
 mod migrations;
@@ -24,12 +25,13 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Fleet(command) => return fleet::run(&command, json),
         Command::Login(login) => return fleet::login(&login, json).await,
         Command::Image(command) => return images::run(command, json).await,
+        Command::Key(command) => return keys::run(&command, json),
         _ => {}
     }
     let client = Client::new(&Config::load()?)?;
     match cli.command {
         // Done above: they need no control plane, or set it.
-        Command::Fleet(_) | Command::Login(_) | Command::Image(_) => Ok(()),
+        Command::Fleet(_) | Command::Login(_) | Command::Image(_) | Command::Key(_) => Ok(()),
         Command::Launch(launch) => machines::launch(&client, &launch, json).await,
         Command::Ls(ls) => machines::list(&client, &ls, json).await,
         Command::Get(one) => machines::get(&client, &one.machine, json).await,

@@ -9,7 +9,7 @@ use crate::sources::{self, Source};
 use crate::{command, repository};
 
 /// Layer of each crate. A crate may depend on lower layers only.
-const LAYERS: [(&str, u8); 11] = [
+const LAYERS: [(&str, u8); 12] = [
     ("wire", 0),
     ("pki", 1),
     ("agent", 1),

@@ -33,11 +33,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Bus {
     /// A bus with these devices.
-    pub const fn new(
-        serial: SerialPort,
-        platform: Platform,
-        transports: Vec<Arc<Mutex<Transport>>>,
-    ) -> Self {
+    pub const fn new(serial: SerialPort, platform: Platform, transports: Vec<Arc<Mutex<Transport>>>) -> Self {
         Self { serial: Mutex::new(serial), platform: Mutex::new(platform), transports }
     }
 

@@ -167,9 +167,7 @@ pub fn end_of(port: u16, data: &[u8]) -> Option<GuestEnd> {
         (PM1_CONTROL_PORT, &[low, high]) if u16::from_le_bytes([low, high]) & PM1_SLEEP_ENABLE != 0 => {
             Some(GuestEnd::PowerOff)
         }
-        (SLEEP_CONTROL_PORT, &[value])
-            if value & SLEEP_ENABLE != 0 && value >> 2 & 7 == SLEEP_TYPE_OFF =>
-        {
+        (SLEEP_CONTROL_PORT, &[value]) if value & SLEEP_ENABLE != 0 && value >> 2 & 7 == SLEEP_TYPE_OFF => {
             Some(GuestEnd::PowerOff)
         }
         _ => None,

@@ -240,7 +240,9 @@ fn on_machine(
         (Action::SerialInput, Request::SerialInput(bytes)) => {
             machine.serial_input(&bytes).map_err(|error| Refused::new(Code::BadArgument, &error))?
         }
-        (Action::PowerButton, _) => machine.power_button().map_err(|error| Refused::new(Code::Host, &error))?,
+        (Action::PowerButton, _) => {
+            machine.power_button().map_err(|error| Refused::new(Code::Host, &error))?
+        }
         // All other requests only change the record.
         _ => {}
     }

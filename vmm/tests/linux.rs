@@ -52,7 +52,8 @@ fn linux_reaches_user_space_on_every_vcpu_and_powers_off() {
 #[test]
 fn reboot_and_panic_are_told_apart() {
     let Some(kernel) = kernel() else { return };
-    for (command, end) in [("reboot -f", GuestEnd::Reset), ("echo c > /proc/sysrq-trigger", GuestEnd::Panic)] {
+    for (command, end) in [("reboot -f", GuestEnd::Reset), ("echo c > /proc/sysrq-trigger", GuestEnd::Panic)]
+    {
         let mut linux = Linux::boot(&kernel, 2, RAM, "");
         linux.type_line("echo 8 > /proc/sys/kernel/printk");
         linux.type_line(command);

@@ -61,10 +61,7 @@ fn serial_port(aml: &mut Vec<u8>) {
 fn power_button(aml: &mut Vec<u8>) {
     Device::new(
         "PWRB".into(),
-        vec![
-            &Name::new("_HID".into(), &EISAName::new("PNP0C0C")),
-            &Name::new("_UID".into(), &0u8),
-        ],
+        vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C")), &Name::new("_UID".into(), &0u8)],
     )
     .to_aml_bytes(aml);
 }

@@ -5,9 +5,9 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
+use linux_loader::loader::KernelLoader;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::bzimage::BzImage;
-use linux_loader::loader::KernelLoader;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::{BootError, CMDLINE, HIGH_RAM_START, Initrd, kernel_read, memory_map};

@@ -193,3 +193,5 @@ fn memory_map(memory: &GuestMemory) -> Vec<Range> {
     map
 }
 
+#[cfg(test)]
+mod tests;

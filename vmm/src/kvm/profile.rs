@@ -92,7 +92,9 @@ fn cut_extended_state(leaves: &mut Vec<kvm_cpuid_entry2>, profile: Profile) {
         Profile::V4 => XCR0_AVX | XCR0_AVX512,
         Profile::V2 | Profile::Host => 0,
     };
-    leaves.retain(|e| e.function != 0xd || (components != 0 && (e.index < 2 || components >> e.index & 1 == 1)));
+    leaves.retain(|e| {
+        e.function != 0xd || (components != 0 && (e.index < 2 || components >> e.index & 1 == 1))
+    });
     let area = leaves.iter().filter(|e| e.function == 0xd && e.index >= 2);
     let bytes = area.map(|e| e.eax.saturating_add(e.ebx)).max().unwrap_or(0).max(XSAVE_HEADER_END);
     for e in leaves.iter_mut().filter(|e| e.function == 0xd) {

@@ -5,8 +5,8 @@
 //! vCPUs' local APICs: an edge that arrives in between is then in one of the two, never in neither. Restoring sets the chips before the vCPUs' local APICs, and the clock last, when all else has been set.
 
 use wire::state::{
-    ClockState, Component, IrqchipState, NetState, PitState, PlatformState, RngState, ShapeState, StateArchive,
-    StateError,
+    ClockState, Component, IrqchipState, NetState, PitState, PlatformState, RngState, ShapeState,
+    StateArchive, StateError,
 };
 
 use super::{Machine, clock};

@@ -164,8 +164,7 @@ impl Vmm {
         let high = rustix::io::fcntl_dupfd_cloexec(&listener, 100).unwrap();
         // Inside an emulated host the binaries are elsewhere than where they were built.
         let program = std::env::var_os("MASHINE_VMM");
-        let mut command =
-            Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_mashine-vmm").into()));
+        let mut command = Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_mashine-vmm").into()));
         command.stdin(Stdio::null());
         let raw = high.as_raw_fd();
         let to_three = move || {

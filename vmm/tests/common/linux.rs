@@ -112,7 +112,10 @@ impl Linux {
             if begin.elapsed() > PATIENCE {
                 let console = self.parts.console_from(self.seen);
                 let said = String::from_utf8_lossy(&console);
-                panic!("the guest does not end; it is at {:x?} and said:\n{said}", self.instruction_pointers());
+                panic!(
+                    "the guest does not end; it is at {:x?} and said:\n{said}",
+                    self.instruction_pointers()
+                );
             }
             std::thread::sleep(Duration::from_millis(50));
         }

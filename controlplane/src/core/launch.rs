@@ -97,7 +97,7 @@ impl Core {
                 },
                 tsc_khz: capacity.tsc_khz,
             })
-            .unwrap_or_default()
+            .unwrap_or_else(|| Cpu { profile: profile.name().to_owned(), ..Cpu::default() })
     }
 
     fn check_name(&self, name: &Label) -> Result<Label, Problem> {

@@ -156,12 +156,29 @@ impl Supervisor {
         if let Err(error) = checked {
             return Err(Refused::new(Code::BadArgument, &error));
         }
+        let wanted: usize = spec.disks.iter().map(|disk| 1 + usize::from(disk.base.is_some())).sum();
+        let mut rest: Vec<File> = fds.map(File::from).collect();
+        let with_tap = rest.len() == wanted + 1;
+        if !with_tap && rest.len() != wanted || spec.disks.len() > wire::space::DISKS_MAX {
+            return Err(Refused::argument(format!(
+                "{count} descriptors came with Create, which do not fit a machine with {} disks",
+                spec.disks.len()
+            )));
+        }
+        let mut of_disks = rest.split_off(usize::from(with_tap)).into_iter();
+        let mut disks = Vec::with_capacity(spec.disks.len());
+        for disk in &spec.disks {
+            let Some(overlay) = of_disks.next() else { break };
+            let base = if disk.base.is_some() { of_disks.next() } else { None };
+            disks.push((overlay, base));
+        }
         let descriptors = Descriptors {
             kvm,
             ram: File::from(ram),
             dirty: File::from(dirty),
             console: File::from(console),
-            tap: fds.next().map(File::from),
+            tap: rest.pop(),
+            disks,
         };
         let created = Machine::create(spec, descriptors);
         let code = |error: &CreateError| match error {

@@ -5,6 +5,7 @@
 //! per event; what they forbid puts the device into `NEEDS_RESET`, where it does nothing until the driver resets it. Neither
 //! the VMM nor any other device notices.
 
+pub mod blk;
 pub mod net;
 pub mod queue;
 pub mod rng;
@@ -84,6 +85,18 @@ pub trait Device: Send {
     /// Whether it can do anything with a readable [`Device::host_fd`] now. If not, a notification will change that.
     fn wants_host_event(&self) -> bool {
         false
+    }
+    /// Finishes everything that is under way, and gives it to the driver: the machine pauses.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the driver broke the rules.
+    fn quiesce(
+        &mut self,
+        queues: &mut [Option<Queue>],
+        memory: &GuestMemory,
+    ) -> Result<Progress, QueueError> {
+        let _ = (queues, memory);
+        Ok(Progress::default())
     }
     /// Goes back to the state after power-on.
     fn reset(&mut self);

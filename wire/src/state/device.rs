@@ -64,6 +64,14 @@ pub struct NetState {
     pub mac: [u8; 6],
 }
 
+/// virtio-blk. What its disk holds travels apart from it.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct BlkState {
+    /// Transport and queue; no request is under way.
+    pub virtio: VirtioState,
+}
+
 /// virtio-rng.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug))]

@@ -163,10 +163,11 @@ fn nothing_outside_is_written_or_removed_through_absolute_links() {
     let to = outside.to_str().unwrap();
     // In the machine, an absolute link means the machine's own root; so it does here.
     let entries = [
+        Entry::directory(to.trim_start_matches('/')),
         Entry::symlink("out", to),
-        Entry::file("out/file", "x"),
         Entry::file("out/.wh.secret", ""),
         Entry::file("out/.wh..wh..opq", ""),
+        Entry::file("out/file", "x"),
     ];
     let (_scratch, root) = ground.layers(&[plain_layer(&entries)], &small()).unwrap();
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);

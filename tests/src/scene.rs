@@ -27,11 +27,7 @@ pub struct Scene {
 ///
 /// # Errors
 /// When an answer is not what it must be.
-pub fn survives(
-    name: &str,
-    memory: &str,
-    story: impl FnOnce(&mut Scene) -> Result<Host>,
-) -> Result<()> {
+pub fn survives(name: &str, memory: &str, story: impl FnOnce(&mut Scene) -> Result<Host>) -> Result<()> {
     let Some(mut scene) = Scene::set(name, memory)? else { return Ok(()) };
     let host = story(&mut scene)?;
     let Scene { ground, mut subject, .. } = scene;
@@ -46,11 +42,7 @@ pub fn survives(
 ///
 /// # Errors
 /// When an answer is not what it must be.
-pub fn is_lost(
-    name: &str,
-    memory: &str,
-    story: impl FnOnce(&mut Scene) -> Result<()>,
-) -> Result<()> {
+pub fn is_lost(name: &str, memory: &str, story: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
     let Some(mut scene) = Scene::set(name, memory)? else { return Ok(()) };
     story(&mut scene)?;
     let Scene { ground, subject, .. } = scene;

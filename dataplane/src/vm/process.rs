@@ -97,8 +97,11 @@ impl VmmProcess {
         let _stale = fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).map_err(file_error("listen on", &socket))?;
         let log_path = dir.file("vmm.log");
-        let log =
-            File::options().create(true).append(true).open(&log_path).map_err(file_error("open", &log_path))?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&log_path)
+            .map_err(file_error("open", &log_path))?;
         let log_err = log.try_clone().map_err(file_error("open", &log_path))?;
         let spawn = |source| VmmError::Spawn { path: program.display().to_string(), source };
         let mut command = Command::new(program);

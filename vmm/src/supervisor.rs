@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 
 use wire::vmm::{Code, FromVmm, GuestEnd, MachineSpec, Notice, Phase, Reply, Request, VERSION};
 
@@ -21,6 +22,8 @@ pub struct Supervisor {
     /// Whether the guest's end has been told.
     end_noticed: bool,
     machine: Option<Machine>,
+    /// For the machine's vsock, once it is made.
+    vsock: Option<UnixListener>,
 }
 
 /// An answer, with descriptors.
@@ -88,6 +91,11 @@ impl From<LogError> for Refused {
 }
 
 impl Supervisor {
+    /// A record of nothing yet; clients of the machine's ports will come through `vsock`.
+    pub fn new(vsock: Option<UnixListener>) -> Self {
+        Self { vsock, ..Self::default() }
+    }
+
     /// The machine, once created.
     pub const fn machine(&self) -> Option<&Machine> {
         self.machine.as_ref()
@@ -178,6 +186,7 @@ impl Supervisor {
             dirty: File::from(dirty),
             console: File::from(console),
             tap: rest.pop(),
+            vsock: self.vsock.as_ref().and_then(|listener| listener.try_clone().ok()),
             disks,
         };
         let created = Machine::create(spec, descriptors);

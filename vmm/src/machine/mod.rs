@@ -9,6 +9,7 @@ mod snapshot;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -35,6 +36,7 @@ use crate::virtio::blk::Blk;
 use crate::virtio::blk::overlay::{DiskError, Overlay};
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::Vsock;
 use crate::virtio::{self, Device, Resources, Transport};
 
 pub use snapshot::SnapshotError;
@@ -55,6 +57,8 @@ pub struct Descriptors {
     pub console: File,
     /// Tap; a machine without one has no network interface.
     pub tap: Option<File>,
+    /// Where clients of the guest's ports come in.
+    pub vsock: Option<UnixListener>,
     /// Of each disk its overlay and, if it has one, its base.
     pub disks: Vec<(File, Option<File>)>,
 }
@@ -148,7 +152,7 @@ impl Machine {
     /// # Errors
     /// [`CreateError`].
     pub fn create(spec: MachineSpec, descriptors: Descriptors) -> Result<Self, CreateError> {
-        let Descriptors { kvm, ram: ram_file, dirty: dirty_file, console: console_file, tap, disks } =
+        let Descriptors { kvm, ram: ram_file, dirty: dirty_file, console: console_file, tap, vsock, disks } =
             descriptors;
         let space = spec.space();
         let dirty = Arc::new(DirtyBitmap::new(&dirty_file, space.pages())?);
@@ -156,7 +160,7 @@ impl Machine {
         let vm = Arc::new(Vm::new(kvm, &ram)?);
         let files = Files { ram: ram_file, dirty: dirty_file, console: console_file, tap, disks };
         let overlays = open_disks(&spec, &files, &dirty)?;
-        let bus = Arc::new(make_bus(&spec, &vm, &ram, &files, &overlays)?);
+        let bus = Arc::new(make_bus(&spec, &vm, &ram, &files, vsock, &overlays)?);
         let ended_event =
             EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(CreateError::Events)?;
         let shared = Arc::new(Shared {
@@ -388,6 +392,7 @@ fn make_bus(
     vm: &Vm,
     ram: &Ram,
     files: &Files,
+    vsock: Option<UnixListener>,
     overlays: &[Arc<Overlay>],
 ) -> Result<Bus, CreateError> {
     let serial = SerialPort::new(irq_line(vm, serial::GSI)?, ConsoleRing::new(&files.console)?);
@@ -403,6 +408,7 @@ fn make_bus(
         devices.push(Box::new(Net::new(tap, spec.mac)));
     }
     devices.push(Box::new(Rng));
+    devices.push(Box::new(Vsock::new(vsock).map_err(CreateError::Events)?));
     for (disk, overlay) in spec.disks.iter().zip(overlays) {
         let blk = Blk::new(Arc::clone(overlay), disk.name.to_string(), Arc::clone(ram.memory()));
         devices.push(Box::new(blk.map_err(CreateError::Events)?));

@@ -10,6 +10,7 @@ pub mod net;
 pub mod queue;
 pub mod rng;
 mod transport;
+pub mod vsock;
 
 use std::os::fd::BorrowedFd;
 
@@ -98,6 +99,8 @@ pub trait Device: Send {
         let _ = (queues, memory);
         Ok(Progress::default())
     }
+    /// Its transport has taken on a saved state: the guest runs on here, on what may be another host.
+    fn restored(&mut self) {}
     /// Goes back to the state after power-on.
     fn reset(&mut self);
 }

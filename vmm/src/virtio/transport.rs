@@ -453,6 +453,7 @@ impl Transport {
         self.driver_features = saved.driver_features;
         self.queue_sel = saved.queue_sel;
         self.config_generation = saved.config_generation;
+        self.device.restored();
         Ok(())
     }
 

@@ -72,6 +72,14 @@ pub struct BlkState {
     pub virtio: VirtioState,
 }
 
+/// virtio-vsock. Its connections do not travel: the guest is told that they were reset.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct VsockState {
+    /// Transport and queues.
+    pub virtio: VirtioState,
+}
+
 /// virtio-rng.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug))]

@@ -184,12 +184,21 @@ impl Parts {
     }
 }
 
+const HEADER: u64 = wire::disk::HEADER_BYTES;
+
 /// A fresh overlay.
 pub fn overlay_of(size: DiskSize, base: Option<Digest>) -> File {
-    let layout = OverlayLayout::new(size);
-    let file = memfd("overlay", layout.file_bytes());
-    file.write_all_at(&layout.header(base), 0).unwrap();
+    let file = memfd("overlay", 0);
+    lay_out(&file, size, base);
     file
+}
+
+/// Makes a fresh overlay of an empty file.
+pub fn lay_out(file: &File, size: DiskSize, base: Option<Digest>) {
+    let layout = OverlayLayout::new(size);
+    file.set_len(layout.file_bytes()).unwrap();
+    file.write_all_at(&layout.header(base), 0).unwrap();
+    file.write_all_at(&vec![0; usize::try_from(layout.bitmap_bytes()).unwrap()], HEADER).unwrap();
 }
 
 fn clone_disk((overlay, base): &(File, Option<File>)) -> (File, Option<File>) {

@@ -36,7 +36,10 @@ impl DirtyBitmap {
     /// [`ShmError`] when the memfd is too short or cannot be mapped.
     pub fn new(file: &File, pages: u64) -> Result<Self, ShmError> {
         let bytes = pages.div_ceil(WORD_PAGES) * 8;
-        Ok(Self { mapping: SharedMapping::new(file, "dirty bitmap memfd", bytes)?, active: AtomicBool::new(false) })
+        Ok(Self {
+            mapping: SharedMapping::new(file, "dirty bitmap memfd", bytes)?,
+            active: AtomicBool::new(false),
+        })
     }
 
     /// Turns the marking of device writes on or off.

@@ -82,7 +82,9 @@ pub enum CreateError {
     #[error(transparent)]
     Disk(#[from] DiskError),
     /// The ring of a disk.
-    #[error("io_uring cannot be set up for disk `{disk}`; is it allowed here (kernel.io_uring_disabled, memlock limit)?")]
+    #[error(
+        "io_uring cannot be set up for disk `{disk}`; is it allowed here (kernel.io_uring_disabled, memlock limit)?"
+    )]
     Ring {
         /// Which disk.
         disk: String,
@@ -161,7 +163,8 @@ impl Machine {
     /// # Errors
     /// [`CreateError`].
     pub fn create(spec: MachineSpec, descriptors: Descriptors) -> Result<Self, CreateError> {
-        let Descriptors { kvm, ram: ram_file, dirty: dirty_file, console: console_file, tap, disks } = descriptors;
+        let Descriptors { kvm, ram: ram_file, dirty: dirty_file, console: console_file, tap, disks } =
+            descriptors;
         let space = spec.space();
         let dirty = Arc::new(DirtyBitmap::new(&dirty_file, space.pages())?);
         let ram = Ram::new(&ram_file, spec.ram, &dirty)?;

@@ -18,14 +18,14 @@ use rustix::net::{
     SendFlags,
 };
 use vmm::shm::SharedMapping;
-use wire::frame::{self, HEADER_BYTES, Header};
 use wire::disk::OverlayLayout;
+use wire::frame::{self, HEADER_BYTES, Header};
 use wire::ids::{Digest, Epoch, MachineId};
 use wire::space::{DiskSize, Place};
 use wire::units::{PageIndex, RamSize};
 use wire::vmm::{
-    BootSpec, CONSOLE_MEMFD_BYTES, CpuProfile, DiskSpec, FileRef, FromVmm, MachineSpec, Notice, Phase, Reply, Request,
-    ToVmm, VERSION,
+    BootSpec, CONSOLE_MEMFD_BYTES, CpuProfile, DiskSpec, FileRef, FromVmm, MachineSpec, Notice, Phase, Reply,
+    Request, ToVmm, VERSION,
 };
 
 /// Longest that anything may take; a test that waits longer has failed. A machine that is busy with builds needs it: what takes 4 s

@@ -172,6 +172,8 @@ fn golden_components() {
         backlog: vec![3],
     };
     let irqchip = IrqchipState { pic_master: vec![1], pic_slave: vec![2], ioapic: vec![3] };
+    let size = crate::space::DiskSize::from_bytes(4 << 20).unwrap();
+    let disk = DiskShape { name: "root".to_owned(), size };
     let sums = [
         sum(&shape()),
         sum(&vcpu),
@@ -181,11 +183,13 @@ fn golden_components() {
         sum(&serial),
         sum(&NetState { virtio: virtio(), mac: [2, 0, 0, 0, 0, 1] }),
         sum(&RngState { virtio: virtio() }),
+        sum(&BlkState { virtio: virtio() }),
+        sum(&DisksState { disks: vec![disk] }),
     ];
     assert_eq!(sums, COMPONENTS);
 }
 
-const COMPONENTS: [(usize, u32); 8] = [
+const COMPONENTS: [(usize, u32); 10] = [
     (56, 0xf9fa_49b3),
     (160, 0x331b_8bde),
     (28, 0x9f1e_5092),
@@ -194,4 +198,6 @@ const COMPONENTS: [(usize, u32); 8] = [
     (32, 0x6888_2029),
     (136, 0xf7db_8953),
     (128, 0xe3b7_5e21),
+    (128, 0xe3b7_5e21),
+    (24, 0x9ec2_198a),
 ];

@@ -117,9 +117,7 @@ impl Overlay {
         let layout = OverlayLayout::new(spec.size);
         let mut header = [0; PAGE_BYTES_USIZE];
         file.read_exact_at(&mut header, 0).map_err(io)?;
-        layout
-            .check(&header, spec.base)
-            .map_err(|source| DiskError::Overlay { disk: disk(), source })?;
+        layout.check(&header, spec.base).map_err(|source| DiskError::Overlay { disk: disk(), source })?;
         let have = file.metadata().map_err(io)?.len();
         if have < layout.file_bytes() {
             return Err(DiskError::Short { disk: disk(), have, want: layout.file_bytes() });

@@ -142,9 +142,9 @@ impl Ring {
 
     fn enqueue(&mut self, slot: usize, tag: usize, operation: Operation) -> io::Result<()> {
         let vectors = match &operation {
-            Operation::ReadOverlay(_, ranges) | Operation::ReadBase(_, ranges) | Operation::Write(_, ranges) => {
-                self.vectors(ranges)?
-            }
+            Operation::ReadOverlay(_, ranges)
+            | Operation::ReadBase(_, ranges)
+            | Operation::Write(_, ranges) => self.vectors(ranges)?,
             Operation::Sync | Operation::Zero { .. } => Vectors(Vec::new()),
         };
         // What the vectors point at is where it is, however the structure around them moves.

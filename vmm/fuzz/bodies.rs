@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
@@ -13,15 +14,20 @@ use vmm::console::ConsoleRing;
 use vmm::dirty::DirtyBitmap;
 use vmm::memory::Ram;
 use vmm::serial::{IrqLine, SerialPort};
+use vmm::virtio::blk::{Blk, Overlay};
 use vmm::virtio::net::Net;
 use vmm::virtio::rng::Rng;
 use vmm::virtio::{Device, Resources, Transport};
 use vmm_sys_util::eventfd::EventFd;
+use wire::disk::OverlayLayout;
+use wire::ids::Digest;
+use wire::space::DiskSize;
 use wire::state::{
-    ClockState, IrqchipState, NetState, PitState, RngState, SerialState, ShapeState, StateArchive, VcpuState,
+    BlkState, ClockState, DisksState, IrqchipState, NetState, PitState, RngState, SerialState, ShapeState,
+    StateArchive, VcpuState,
 };
 use wire::units::RamSize;
-use wire::vmm::CONSOLE_MEMFD_BYTES;
+use wire::vmm::{CONSOLE_MEMFD_BYTES, DiskSpec};
 
 const RAM_BYTES: u64 = 16 << 20;
 /// Where rings and buffers are, most of the time.
@@ -70,15 +76,35 @@ impl Input<'_> {
 /// RAM, and the devices on it.
 pub struct Fixture {
     ram: Ram,
+    dirty: Arc<DirtyBitmap>,
+    overlay: File,
+    base: File,
 }
+
+const DISK_BYTES: u64 = 2 << 20;
 
 impl Fixture {
     /// Maps the RAM; once for all inputs.
     pub fn new() -> Self {
         let size = RamSize::from_bytes(RAM_BYTES).expect("size");
-        let dirty = DirtyBitmap::new(&memfd(size.pages() / 8), size.pages()).expect("bitmap");
+        let pages = size.pages() + DISK_BYTES / 4096;
+        let dirty = Arc::new(DirtyBitmap::new(&memfd(pages / 8), pages).expect("bitmap"));
         dirty.set_active(true);
-        Self { ram: Ram::new(&memfd(RAM_BYTES), size, &Arc::new(dirty)).expect("ram") }
+        let ram = Ram::new(&memfd(RAM_BYTES), size, &dirty).expect("ram");
+        let layout = OverlayLayout::new(disk().size);
+        let overlay = memfd(layout.file_bytes());
+        overlay.write_all_at(&layout.header(disk().base), 0).expect("header");
+        Self { ram, dirty, overlay, base: memfd(DISK_BYTES / 2 + 512) }
+    }
+
+    /// A disk, whatever was written to it before.
+    fn blk(&self) -> Transport {
+        let handle = |file: &File| file.try_clone().expect("handle");
+        let overlay =
+            Overlay::open(&disk(), handle(&self.overlay), Some(handle(&self.base))).expect("overlay");
+        let (dirty, memory) = (Arc::clone(&self.dirty), Arc::clone(self.ram.memory()));
+        let blk = Blk::new("fuzz", overlay, RAM_BYTES / 4096, dirty, memory).expect("io_uring");
+        self.transport(Box::new(blk))
     }
 
     fn transport(&self, device: Box<dyn Device>) -> Transport {
@@ -99,13 +125,15 @@ impl Fixture {
     pub fn virtio(&self, data: &[u8]) {
         let mut input = Input(data);
         self.ram.memory().write_slice(&[0; 0x8000], GuestAddress(0)).expect("arena");
-        let (mut transport, peer) = match input.byte() & 1 {
+        let alone = || {
+            let (_, peer) = UnixDatagram::pair().expect("pair");
+            peer.set_nonblocking(true).expect("nonblocking");
+            peer
+        };
+        let (mut transport, peer) = match input.byte() & 3 {
             0 => self.net(),
-            _ => {
-                let (_, peer) = UnixDatagram::pair().expect("pair");
-                peer.set_nonblocking(true).expect("nonblocking");
-                (self.transport(Box::new(Rng)), peer)
-            }
+            1 => (self.transport(Box::new(Rng)), alone()),
+            _ => (self.blk(), alone()),
         };
         if input.byte() & 3 != 0 {
             negotiate(&mut transport, &mut input);
@@ -134,12 +162,16 @@ impl Fixture {
             }
             2 => transport.write(input.address() % 0x1000, &[0xff; 8][..usize::from(input.byte() % 9)]),
             3 => {
+                transport.quiesce();
                 let saved = transport.save();
                 transport.restore(&saved).expect("what was saved can be restored");
                 transport.resume();
             }
             4 => {
-                // A packet for the guest.
+                // A packet for the guest; for a disk, a request that is one but for its place and length.
+                let (kind, sector) = (u64::from(input.byte() % 16), u64::from(input.word() % 5000));
+                let _outside = memory.write_obj(kind.to_le(), GuestAddress(input.address()));
+                let _outside = memory.write_obj(sector.to_le(), GuestAddress(input.address()));
                 let _full = peer.send(&vec![input.byte(); usize::from(input.byte()) * 16]);
             }
             5 => negotiate(transport, input),
@@ -234,11 +266,20 @@ impl Fixture {
         if let Ok(state) = archive.take::<NetState>(0) {
             let _refused = self.net().0.restore(&state.virtio);
         }
+        let _one = archive.take::<DisksState>(0);
+        if let Ok(state) = archive.take::<BlkState>(0) {
+            let _refused = self.blk().restore(&state.virtio);
+        }
         if let Ok(state) = archive.take::<RngState>(0) {
             let _refused = self.transport(Box::new(Rng)).restore(&state.virtio);
         }
         let _left_over = archive.finish();
     }
+}
+
+fn disk() -> DiskSpec {
+    let size = DiskSize::from_bytes(DISK_BYTES).expect("size");
+    DiskSpec { name: "fuzz".parse().expect("name"), size, base: Some(Digest([1; 32])) }
 }
 
 const DESCRIPTORS: u64 = 0;

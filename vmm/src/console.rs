@@ -26,7 +26,7 @@ impl ConsoleRing {
     /// # Errors
     /// [`ShmError`] when the memfd is too short or cannot be mapped.
     pub fn new(file: &File) -> Result<Self, ShmError> {
-        let mapping = SharedMapping::new(file, "console", CONSOLE_MEMFD_BYTES)?;
+        let mapping = SharedMapping::new(file, "console memfd", CONSOLE_MEMFD_BYTES)?;
         let offset = mapping.words().first().map_or(0, |word| u64::from_le(word.load(Ordering::Acquire)));
         Ok(Self { mapping, offset })
     }

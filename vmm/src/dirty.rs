@@ -1,8 +1,10 @@
-//! The dirty bitmap that the VMM and `mashined` share: one bit for each 4 KiB page of RAM, counted from the start of the RAM memfd.
+//! The dirty bitmap that the VMM and `mashined` share: one bit for each 4 KiB page of RAM, counted from the start of the RAM memfd,
+//! and behind them one for each block of each disk ([`wire::space`]).
 //!
 //! The VMM only ever sets bits (atomic OR), `mashined` takes whole words (atomic swap with 0) **before** it reads the
 //! pages. So a page that is written after it was read has its bit set again, whoever wrote it. Two sources set bits:
-//! KVM's dirty log, when it is harvested, and devices, at once through [`DirtyRegion`], the bitmap of a vm-memory region.
+//! KVM's dirty log, when it is harvested, and devices, at once: RAM through [`DirtyRegion`], the bitmap of a vm-memory region, blocks
+//! through [`DirtyBitmap::mark_word`].
 //!
 //! Words are little-endian. A mapping shorter than the RAM it describes is refused when it is made, so indices here
 //! are in range; one that is not is ignored instead of followed.
@@ -34,7 +36,10 @@ impl DirtyBitmap {
     /// [`ShmError`] when the memfd is too short or cannot be mapped.
     pub fn new(file: &File, pages: u64) -> Result<Self, ShmError> {
         let bytes = pages.div_ceil(WORD_PAGES) * 8;
-        Ok(Self { mapping: SharedMapping::new(file, "dirty bitmap", bytes)?, active: AtomicBool::new(false) })
+        Ok(Self {
+            mapping: SharedMapping::new(file, "dirty bitmap memfd", bytes)?,
+            active: AtomicBool::new(false),
+        })
     }
 
     /// Turns the marking of device writes on or off.
@@ -47,6 +52,13 @@ impl DirtyBitmap {
         if let Some(shared) = self.mapping.words().get(word) {
             // Release: what made the page dirty (or protected it again) is before the bit is seen.
             shared.fetch_or(bits.to_le(), Ordering::AcqRel);
+        }
+    }
+
+    /// Sets bits in word `word`, if the log is on: for devices, once the pages have changed.
+    pub fn mark_word(&self, word: usize, bits: u64) {
+        if bits != 0 && self.active.load(Ordering::Acquire) {
+            self.publish(word, bits);
         }
     }
 

@@ -72,7 +72,7 @@ impl Ram {
     /// # Errors
     /// [`MemoryError`] when the memfd is too short or the mapping fails.
     pub fn new(file: &File, size: RamSize, dirty: &Arc<DirtyBitmap>) -> Result<Self, MemoryError> {
-        let mapping = Arc::new(SharedMapping::new(file, "RAM", size.bytes())?);
+        let mapping = Arc::new(SharedMapping::new(file, "RAM memfd", size.bytes())?);
         mapping.advise_huge_pages();
         let slots = layout(size);
         let mut regions = Vec::with_capacity(slots.len());

@@ -1,11 +1,11 @@
-//! Shared mappings of the descriptors that `mashined` hands over: guest RAM, dirty bitmap, console ring.
+//! Shared mappings of the descriptors that `mashined` hands over: guest RAM, dirty bitmap, console ring, bitmaps of disks.
 //!
 //! The other side of each mapping is another process that writes whenever it likes, so nothing here ever becomes a
 //! Rust reference to plain memory: the safe views are slices of atomics, and guest RAM is only reached through
 //! vm-memory's volatile access.
 //!
 //! A mapping whose file is shorter than the mapping would raise SIGBUS on access, therefore the length is checked once, here.
-//! `mashined` seals its memfds against shrinking.
+//! `mashined` seals its memfds against shrinking, and never shortens the overlay of a disk.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -19,7 +19,7 @@ use wire::units::CHUNK_BYTES;
 #[derive(Debug, thiserror::Error)]
 pub enum ShmError {
     /// The file is shorter than it has to be.
-    #[error("the {what} memfd has {have} bytes, {want} are needed")]
+    #[error("the {what} has {have} bytes, {want} are needed")]
     TooShort {
         /// Which descriptor.
         what: &'static str,
@@ -37,7 +37,7 @@ pub enum ShmError {
         bytes: u64,
     },
     /// The operating system refused.
-    #[error("cannot map the {what} memfd")]
+    #[error("cannot map the {what}")]
     Map {
         /// Which descriptor.
         what: &'static str,
@@ -47,7 +47,7 @@ pub enum ShmError {
     },
 }
 
-/// A shared, writable mapping of a whole memfd, unmapped when dropped.
+/// A shared, writable mapping of a file or a part of it, unmapped when dropped.
 #[derive(Debug)]
 pub struct SharedMapping {
     start: NonNull<u8>,
@@ -67,11 +67,20 @@ impl SharedMapping {
     /// # Errors
     /// [`ShmError`] when the file is too short or cannot be mapped.
     pub fn new(file: &File, what: &'static str, bytes: u64) -> Result<Self, ShmError> {
+        Self::part(file, what, 0, bytes)
+    }
+
+    /// Maps `bytes` bytes of `file` from `offset` on, which is a multiple of the page size.
+    ///
+    /// # Errors
+    /// [`ShmError`] when the file is too short or cannot be mapped.
+    pub fn part(file: &File, what: &'static str, offset: u64, bytes: u64) -> Result<Self, ShmError> {
         let map = |source| ShmError::Map { what, source };
         let have = rustix::fs::fstat(file).map_err(map)?.st_size;
         let have = u64::try_from(have).unwrap_or(0);
-        if have < bytes {
-            return Err(ShmError::TooShort { what, have, want: bytes });
+        let want = offset.saturating_add(bytes);
+        if have < want {
+            return Err(ShmError::TooShort { what, have, want });
         }
         let too_long = ShmError::TooLong { what, bytes };
         let (Ok(bytes), Ok(align)) = (usize::try_from(bytes), usize::try_from(CHUNK_BYTES)) else {
@@ -94,7 +103,7 @@ impl SharedMapping {
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE,
                 file.as_fd(),
-                0,
+                offset,
             )
         };
         let mapped = mapped.map_err(map)?.cast::<u8>();

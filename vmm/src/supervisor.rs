@@ -7,11 +7,14 @@ use std::error::Error;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use wire::vmm::{Code, FromVmm, GuestEnd, MachineSpec, Notice, Phase, Reply, Request, VERSION};
+use wire::space::DISKS_MAX;
+use wire::vmm::{Code, DiskSpec, FromVmm, GuestEnd, MachineSpec, Notice, Phase, Reply, Request, VERSION};
 
 use crate::kvm::KvmError;
 use crate::kvm::log::LogError;
-use crate::machine::{CreateError, Descriptors, Machine, MachineBootError, PauseError, PauseReport};
+use crate::machine::{
+    CreateError, Descriptors, DiskFiles, Machine, MachineBootError, PauseError, PauseReport,
+};
 use crate::phase::{Action, Custody};
 
 /// The record and what it is about.
@@ -137,13 +140,23 @@ impl Supervisor {
 
     fn create(&mut self, spec: MachineSpec, descriptors: Vec<OwnedFd>) -> Result<Reply, Refused> {
         let count = descriptors.len();
+        let disks = spec.disks.iter().map(|disk| 1 + usize::from(disk.base.is_some())).sum::<usize>();
+        if spec.disks.len() > DISKS_MAX {
+            let have = spec.disks.len();
+            return Err(Refused::argument(format!("{have} disks; at most {DISKS_MAX} are possible")));
+        }
+        let without_tap = 4 + disks;
+        if count != without_tap && count != without_tap + 1 {
+            return Err(Refused::argument(format!(
+                "{count} descriptors came with Create; it takes kvm, ram, dirty bitmap, console, for a network interface tap, \
+                 and here {disks} for disks (an overlay each, and its base if it has one)"
+            )));
+        }
         let mut fds = descriptors.into_iter();
         let (Some(kvm), Some(ram), Some(dirty), Some(console)) =
             (fds.next(), fds.next(), fds.next(), fds.next())
         else {
-            return Err(Refused::argument(format!(
-                "{count} descriptors came with Create; it takes kvm, ram, dirty bitmap, console and, for a network interface, tap"
-            )));
+            return Err(Refused::argument("descriptors are missing"));
         };
         if !(1..=wire::units::VCPUS_MAX).contains(&spec.vcpus) {
             return Err(Refused::argument(format!(
@@ -161,7 +174,8 @@ impl Supervisor {
             ram: File::from(ram),
             dirty: File::from(dirty),
             console: File::from(console),
-            tap: fds.next().map(File::from),
+            tap: if count > without_tap { fds.next().map(File::from) } else { None },
+            disks: disk_files(&spec, fds.map(File::from)),
         };
         let created = Machine::create(spec, descriptors);
         let code = |error: &CreateError| match error {
@@ -207,6 +221,15 @@ impl Supervisor {
         self.end_noticed = true;
         Some(FromVmm::Notice(Notice::GuestEnded(end)))
     }
+}
+
+/// The files of the disks, out of as many as they need.
+fn disk_files(spec: &MachineSpec, mut files: impl Iterator<Item = File>) -> Vec<DiskFiles> {
+    let one = |disk: &DiskSpec| {
+        let overlay = files.next()?;
+        Some(DiskFiles { overlay, base: disk.base.and_then(|_| files.next()) })
+    };
+    spec.disks.iter().filter_map(one).collect()
 }
 
 /// Requests that need a machine.

@@ -5,74 +5,15 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::host::{PATIENCE, Parts, Vmm, spec, wait_until};
-use common::net::{self, GUEST_IP4, GUEST_IP6};
-use common::{have_kvm, test_guest};
-use wire::ids::Epoch;
-use wire::vmm::{Disowned, GuestEnd, Notice, Reply, Request};
-
-const RAM: u64 = 128 << 20;
-
-/// A TCP connection to one of the guest's ports.
-struct Session(BufReader<TcpStream>);
-
-impl Session {
-    fn open(address: &str, port: u16) -> Self {
-        let stream = TcpStream::connect_timeout(
-            &(address.parse::<std::net::IpAddr>().unwrap(), port).into(),
-            PATIENCE,
-        )
-        .unwrap_or_else(|error| panic!("{address} port {port}: {error}"));
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self(BufReader::new(stream))
-    }
-
-    fn command(&mut self, line: &str) -> String {
-        self.0.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
-        let mut reply = String::new();
-        self.0.read_line(&mut reply).unwrap();
-        assert!(reply.starts_with("{\"ok\":true"), "{line}: {reply}");
-        reply
-    }
-
-    fn echo(&mut self, message: &[u8]) {
-        self.0.get_mut().write_all(message).unwrap();
-        let mut back = vec![0; message.len()];
-        self.0.read_exact(&mut back).unwrap();
-        assert_eq!(back, message);
-    }
-}
-
-fn ready(parts: &Parts) -> bool {
-    String::from_utf8_lossy(&parts.console_from(0)).contains("ready ram=")
-}
-
-/// Runs `test` with the guest on a tap, in a thread (and so a network namespace) of its own.
-fn with_guest(vcpus: u32, test: fn(Parts, Vmm)) {
-    let run = move || {
-        if !have_kvm() {
-            return;
-        }
-        let Some(kernel) = test_guest() else { return };
-        let Some(tap) = net::tap() else { return };
-        let mut parts = Parts::new(spec(vcpus, RAM));
-        parts.tap = Some(tap);
-        let mut vmm = Vmm::start();
-        assert_eq!(vmm.create(&parts), Reply::Done);
-        assert_eq!(vmm.boot(&kernel, &format!("{} mashine.vcpus={vcpus}", net::CMDLINE)), Reply::Done);
-        vmm.run(1);
-        wait_until("the guest is ready", || ready(&parts));
-        test(parts, vmm);
-    };
-    std::thread::spawn(run).join().unwrap();
-}
+use common::host::Vmm;
+use common::net::{GUEST_IP4, GUEST_IP6};
+use common::session::{Session, migrate, with_guest};
+use wire::vmm::{GuestEnd, Notice, Reply, Request};
 
 #[test]
 fn the_guest_serves_tcp_and_powers_off() {
@@ -127,29 +68,6 @@ fn connections_and_memory_survive_moves_between_processes() {
         assert!(verified.contains("\"wrong\":0") && verified.contains("\"sum_ok\":true"), "{verified}");
         drop((parts, vmm));
     });
-}
-
-/// Moves the machine to memory of its own, round by round, as a migration does.
-fn migrate(parts: &Parts, vmm: &mut Vmm, epoch: u64) -> (Parts, Vmm) {
-    let there = parts.elsewhere();
-    let mut target = Vmm::start();
-    assert_eq!(target.create(&there), Reply::Done);
-    vmm.must(Request::DirtyLog { on: true });
-    for _ in 0..4 {
-        vmm.ask(Request::DirtySync);
-        for first in (0..RAM / 4096).step_by(512) {
-            vmm.ask(Request::DirtyTake { first: wire::units::PageIndex(first), count: 512 });
-            parts.copy_pages(&parts.take_bitmap(), &there);
-        }
-    }
-    vmm.pause(true);
-    parts.copy_pages(&parts.take_bitmap(), &there);
-    target.must(Request::Restore(vmm.save()));
-    let migration = wire::ids::MigrationId::from_u64(epoch);
-    let host = "host-b".parse().unwrap();
-    vmm.must(Request::Disown(Disowned { epoch: Epoch(epoch), migration, target: host }));
-    target.run(epoch);
-    (there, target)
 }
 
 #[test]

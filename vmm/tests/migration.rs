@@ -216,7 +216,7 @@ fn the_guest_does_not_notice_what_happens_to_the_connection() {
     vmm.reconnect();
     vmm.send_raw(&hello[..20], &[]);
     vmm.reconnect();
-    let many = vec![parts.ram.as_fd(); 9];
+    let many = vec![parts.ram.as_fd(); 22];
     vmm.send_raw(&hello, &many);
     assert!(vmm.receive().is_none());
 

@@ -8,23 +8,32 @@
 //! A KVM without manual protection clears when it is read, so all that was read is published by the take alone. Nothing
 //! is lost in that case either, it is only slower for the guest.
 //!
+//! Disks lie behind RAM in the bitmap and need no log of KVM's: what their overlays hold is dirty when the log is switched on, and the device marks
+//! what is written later by itself.
+//!
 //! When a step fails, the bits stay in `pending` or in KVM; a page may be sent once too often, never once too little.
 
+use std::ops::Range;
 use std::sync::Arc;
+
+use wire::space::PageSpace;
 
 use crate::dirty::DirtyBitmap;
 use crate::kvm::{Attempt, KvmError, Vm, ioctl};
 use crate::memory::{Ram, Slot};
+use crate::virtio::blk::Held;
 
 /// The log's state.
 #[derive(Debug)]
 pub struct DirtyLog {
     shared: Arc<DirtyBitmap>,
-    /// Bits read from KVM and not yet published; empty while the log is off. RAM is a multiple of 2 MiB, so all words are whole.
+    /// Bits of RAM read from KVM and not yet published; empty while the log is off. RAM is a multiple of 2 MiB, so all words are whole.
     pending: Vec<u64>,
     /// Room for what KVM says, kept so that it is in memory when a pause needs it.
     scratch: Vec<u64>,
-    pages: u64,
+    space: PageSpace,
+    /// What the overlay of each disk holds.
+    disks: Vec<Arc<Held>>,
     on: bool,
 }
 
@@ -55,9 +64,9 @@ pub enum LogError {
 }
 
 impl DirtyLog {
-    /// A log that is off.
-    pub const fn new(shared: Arc<DirtyBitmap>, pages: u64) -> Self {
-        Self { shared, pending: Vec::new(), scratch: Vec::new(), pages, on: false }
+    /// A log of `space` that is off; `disks` are those of the space.
+    pub const fn new(shared: Arc<DirtyBitmap>, space: PageSpace, disks: Vec<Arc<Held>>) -> Self {
+        Self { shared, pending: Vec::new(), scratch: Vec::new(), space, disks, on: false }
     }
 
     /// Whether it is on.
@@ -65,7 +74,8 @@ impl DirtyLog {
         self.on
     }
 
-    /// Switches it on or off. On, also when it is on already: all pages are dirty and none is published.
+    /// Switches it on or off. On, also when it is on already: all pages of RAM are dirty and none is published, and
+    /// the blocks that overlays hold are published.
     ///
     /// # Errors
     /// [`KvmError`]; the log is then as it was.
@@ -80,11 +90,23 @@ impl DirtyLog {
         self.pending.clear();
         self.scratch.clear();
         if on {
-            self.pending.resize(words(self.pages), u64::MAX);
-            self.scratch.resize(words(self.pages), u64::MAX);
+            let ram_words = words(self.space.ram().pages());
+            self.pending.resize(ram_words, u64::MAX);
+            self.scratch.resize(ram_words, u64::MAX);
             self.shared.clear();
+            self.publish_held();
         }
         Ok(())
+    }
+
+    fn publish_held(&self) {
+        for (disk, held) in self.disks.iter().enumerate() {
+            // Parts of the space are whole chunks, so that words of both bitmaps are the same blocks.
+            let first = words(self.space.disk_start(disk).0);
+            for word in 0..words(held.blocks()) {
+                publish(&self.shared, first + word, &mut held.word(word));
+            }
+        }
     }
 
     /// Reads KVM's log and counts the pages that are dirty there or in the shared bitmap.
@@ -94,10 +116,11 @@ impl DirtyLog {
     pub fn sync(&mut self, vm: &Vm, ram: &Ram) -> Result<u64, LogError> {
         self.read(vm, ram)?;
         let dirty = |(word, bits): (usize, &u64)| u64::from((bits | self.shared.word(word)).count_ones());
-        Ok(self.pending.iter().enumerate().map(dirty).sum())
+        let ram: u64 = self.pending.iter().enumerate().map(dirty).sum();
+        Ok(ram + self.shared_in(self.pending.len()..words(self.space.pages())))
     }
 
-    /// Clears and publishes the pending bits of `count` pages from `first` on, and counts them.
+    /// Clears and publishes the pending bits of `count` pages from `first` on, and counts them. Blocks of disks never are pending.
     ///
     /// # Errors
     /// [`LogError`] when the log is off, the range is wrong or KVM fails.
@@ -105,9 +128,11 @@ impl DirtyLog {
         if !self.on {
             return Err(LogError::Off);
         }
-        let range = LogError::Range { first, count, pages: self.pages };
-        let Some(end) = first.checked_add(count).filter(|&end| end <= self.pages) else { return Err(range) };
-        if !first.is_multiple_of(64) || (!count.is_multiple_of(64) && end != self.pages) {
+        let range = LogError::Range { first, count, pages: self.space.pages() };
+        let Some(end) = first.checked_add(count).filter(|&end| end <= self.space.pages()) else {
+            return Err(range);
+        };
+        if !first.is_multiple_of(64) || !count.is_multiple_of(64) {
             return Err(range);
         }
         let mut published = 0;
@@ -131,7 +156,7 @@ impl DirtyLog {
             let pages = u32::try_from(to - from).map_err(|_| LogError::Range {
                 first: from,
                 count: to - from,
-                pages: self.pages,
+                pages: self.space.pages(),
             })?;
             ioctl::clear_dirty_log(&vm.fd, slot.number, from - slot.first_page, pages, bits)
                 .attempt("clearing the dirty log")?;
@@ -161,7 +186,11 @@ impl DirtyLog {
 
     /// Pages set in the shared bitmap.
     pub fn shared_pages(&self) -> u64 {
-        (0..words(self.pages)).map(|word| u64::from(self.shared.word(word).count_ones())).sum()
+        self.shared_in(0..words(self.space.pages()))
+    }
+
+    fn shared_in(&self, words: Range<usize>) -> u64 {
+        words.map(|word| u64::from(self.shared.word(word).count_ones())).sum()
     }
 
     fn read(&mut self, vm: &Vm, ram: &Ram) -> Result<(), LogError> {

@@ -31,6 +31,7 @@ use crate::platform::{self, Platform};
 use crate::serial::{self, BacklogFull, IrqLine, SerialPort};
 use crate::shm::ShmError;
 use crate::vcpu::{Shared, Vcpus};
+use crate::virtio::blk::{Blk, DiskError, Held, Overlay};
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
 use crate::virtio::{self, Device, Resources, Transport};
@@ -53,6 +54,17 @@ pub struct Descriptors {
     pub console: File,
     /// Tap; a machine without one has no network interface.
     pub tap: Option<File>,
+    /// For each disk of the spec, its overlay, and its base if it has one.
+    pub disks: Vec<DiskFiles>,
+}
+
+/// The descriptors of a disk.
+#[derive(Debug)]
+pub struct DiskFiles {
+    /// What the machine has written.
+    pub overlay: File,
+    /// What lies under it.
+    pub base: Option<File>,
 }
 
 /// Why a machine cannot be made.
@@ -70,6 +82,20 @@ pub enum CreateError {
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The ring of a disk.
+    #[error(
+        "io_uring cannot be set up for disk `{disk}`; is it allowed here (kernel.io_uring_disabled, memlock limit)?"
+    )]
+    Ring {
+        /// Which disk.
+        disk: String,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
     /// More devices than there are places for.
     #[error("the machine has more than {} virtio devices", virtio::SLOTS_MAX)]
     Slots,
@@ -128,6 +154,7 @@ struct Files {
     dirty: File,
     console: File,
     tap: Option<File>,
+    disks: Vec<DiskFiles>,
 }
 
 fn elapsed_us(since: Instant) -> u64 {
@@ -140,12 +167,15 @@ impl Machine {
     /// # Errors
     /// [`CreateError`].
     pub fn create(spec: MachineSpec, descriptors: Descriptors) -> Result<Self, CreateError> {
-        let Descriptors { kvm, ram: ram_file, dirty: dirty_file, console: console_file, tap } = descriptors;
-        let dirty = Arc::new(DirtyBitmap::new(&dirty_file, spec.ram.pages())?);
+        let Descriptors { kvm, ram: ram_file, dirty: dirty_file, console: console_file, tap, disks } =
+            descriptors;
+        let space = spec.space();
+        let dirty = Arc::new(DirtyBitmap::new(&dirty_file, space.pages())?);
         let ram = Ram::new(&ram_file, spec.ram, &dirty)?;
         let vm = Arc::new(Vm::new(kvm, &ram)?);
-        let files = Files { ram: ram_file, dirty: dirty_file, console: console_file, tap };
-        let bus = Arc::new(make_bus(&spec, &vm, &ram, &files)?);
+        let files = Files { ram: ram_file, dirty: dirty_file, console: console_file, tap, disks };
+        let (disks, held) = open_disks(&spec, &ram, &dirty, &files)?;
+        let bus = Arc::new(make_bus(&spec, &vm, &ram, &files, disks)?);
         let ended_event =
             EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(CreateError::Events)?;
         let shared = Arc::new(Shared {
@@ -156,7 +186,7 @@ impl Machine {
         });
         let profile = spec.cpu.name.parse()?;
         let vcpus = Vcpus::new(&vm, spec.vcpus, profile, spec.cpu.tsc_khz, &shared)?;
-        let log = DirtyLog::new(dirty, spec.ram.pages());
+        let log = DirtyLog::new(dirty, space, held);
         let last_pause = PauseReport { stop_us: 0, harvest_us: 0, dirty_pages: 0 };
         Ok(Self {
             spec,
@@ -193,10 +223,11 @@ impl Machine {
         self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// RAM, dirty bitmap, console and tap, in this order.
+    /// RAM, dirty bitmap, console, tap and the files of the disks, in this order.
     pub fn files(&self) -> Vec<&File> {
-        let Files { ram, dirty, console, tap } = &self.files;
-        [ram, dirty, console].into_iter().chain(tap).collect()
+        let Files { ram, dirty, console, tap, disks } = &self.files;
+        let disks = disks.iter().flat_map(|disk| std::iter::once(&disk.overlay).chain(&disk.base));
+        [ram, dirty, console].into_iter().chain(tap).chain(disks).collect()
     }
 
     /// Loads a kernel.
@@ -256,18 +287,28 @@ impl Machine {
         Ok(())
     }
 
-    /// Stops the vCPUs, and publishes the dirty log if `harvest`. The event loop must not work on devices any more.
+    /// Stops the vCPUs, has the devices finish what is under way, and publishes the dirty log if `harvest`. The event loop must not work on
+    /// devices any more.
     ///
     /// # Errors
     /// [`PauseError`]; [`PauseError::Ended`] when there is nothing left to pause.
     pub fn pause(&mut self, harvest: bool) -> Result<PauseReport, PauseError> {
         let begin = Instant::now();
         self.vcpus.stop()?;
+        self.quiesce();
         self.last_pause = PauseReport { stop_us: elapsed_us(begin), harvest_us: 0, dirty_pages: 0 };
         if let Some(end) = self.ended() {
             return Err(PauseError::Ended(end));
         }
         self.harvest(harvest)
+    }
+
+    fn quiesce(&self) {
+        for slot in 0..self.bus.slots() {
+            if let Some(mut transport) = self.bus.transport(slot) {
+                transport.quiesce();
+            }
+        }
     }
 
     /// How the last pause went; with `harvest` also when that one was without.
@@ -288,12 +329,14 @@ impl Machine {
         Ok(self.last_pause)
     }
 
-    /// Collects the vCPUs after one of them has reported the guest's end.
+    /// Collects the vCPUs after one of them has reported the guest's end, and has the devices finish.
     ///
     /// # Errors
     /// [`KvmError`] when one does not stop.
     pub fn collect(&mut self) -> Result<(), KvmError> {
-        self.vcpus.stop()
+        self.vcpus.stop()?;
+        self.quiesce();
+        Ok(())
     }
 
     /// Whether the dirty log is on.
@@ -348,8 +391,35 @@ pub enum MachineBootError {
     Kvm(#[from] KvmError),
 }
 
+/// Checks and maps the disks' files: the disks, and what their overlays hold.
+fn open_disks(
+    spec: &MachineSpec,
+    ram: &Ram,
+    dirty: &Arc<DirtyBitmap>,
+    files: &Files,
+) -> Result<(Vec<Blk>, Vec<Arc<Held>>), CreateError> {
+    let (space, mut disks, mut held) = (spec.space(), Vec::new(), Vec::new());
+    for (number, (disk, DiskFiles { overlay, base })) in spec.disks.iter().zip(&files.disks).enumerate() {
+        let overlay = overlay.try_clone().map_err(CreateError::Events)?;
+        let base = base.as_ref().map(File::try_clone).transpose().map_err(CreateError::Events)?;
+        let overlay = Overlay::open(disk, overlay, base)?;
+        held.push(Arc::clone(overlay.held()));
+        let first = space.disk_start(number).0;
+        let name = disk.name.to_string();
+        let made = Blk::new(&name, overlay, first, Arc::clone(dirty), Arc::clone(ram.memory()));
+        disks.push(made.map_err(|source| CreateError::Ring { disk: name, source })?);
+    }
+    Ok((disks, held))
+}
+
 /// Makes the devices and wires them to KVM.
-fn make_bus(spec: &MachineSpec, vm: &Vm, ram: &Ram, files: &Files) -> Result<Bus, CreateError> {
+fn make_bus(
+    spec: &MachineSpec,
+    vm: &Vm,
+    ram: &Ram,
+    files: &Files,
+    disks: Vec<Blk>,
+) -> Result<Bus, CreateError> {
     let serial = SerialPort::new(irq_line(vm, serial::GSI)?, ConsoleRing::new(&files.console)?);
     let mut generation = [0; 16];
     rustix::rand::getrandom(&mut generation, rustix::rand::GetRandomFlags::empty())
@@ -363,6 +433,8 @@ fn make_bus(spec: &MachineSpec, vm: &Vm, ram: &Ram, files: &Files) -> Result<Bus
         devices.push(Box::new(Net::new(tap, spec.mac)));
     }
     devices.push(Box::new(Rng));
+    // Last, so that the first disk is the first whatever else there is.
+    devices.extend(disks.into_iter().map(|disk| -> Box<dyn Device> { Box::new(disk) }));
 
     let mut transports = Vec::new();
     for (slot, device) in devices.into_iter().enumerate() {

@@ -5,8 +5,8 @@
 //! vCPUs' local APICs: an edge that arrives in between is then in one of the two, never in neither. Restoring sets the chips before the vCPUs' local APICs, and the clock last, when all else has been set.
 
 use wire::state::{
-    ClockState, Component, IrqchipState, NetState, PitState, PlatformState, RngState, ShapeState,
-    StateArchive, StateError,
+    BlkState, ClockState, Component, DiskShape, DisksState, IrqchipState, NetState, PitState, PlatformState,
+    RngState, ShapeState, StateArchive, StateError,
 };
 
 use super::{Machine, clock};
@@ -115,11 +115,16 @@ impl Machine {
         archive.add(0, &begun.clock)?;
         archive.add(0, &self.bus.serial().save())?;
         archive.add(0, &self.bus.platform().save())?;
+        if !self.spec.disks.is_empty() {
+            archive.add(0, &self.disks())?;
+        }
+        let mut disks = 0..;
         for slot in 0..self.bus.slots() {
             let Some(transport) = self.bus.transport(slot) else { continue };
             let virtio = transport.save();
             match transport.name() {
                 NetState::NAME => archive.add(0, &NetState { virtio, mac: self.spec.mac })?,
+                BlkState::NAME => archive.add(disks.next().unwrap_or(u32::MAX), &BlkState { virtio })?,
                 _ => archive.add(0, &RngState { virtio })?,
             }
         }
@@ -140,17 +145,20 @@ impl Machine {
             return Err(SnapshotError::Machine { got: archive.machine(), want: self.spec.id });
         }
         let shape: ShapeState = archive.take(0)?;
-        self.check_shape(&shape)?;
+        let disks: Option<DisksState> = archive.take_if_there(0)?;
+        self.check_shape(&shape, disks.as_ref())?;
         let vcpus = (0..self.vcpus.count()).map(|id| archive.take(id)).collect::<Result<Vec<_>, _>>()?;
         let irqchip = archive.take(0)?;
         let pit = archive.take(0)?;
         let clock = archive.take(0)?;
         let serial = archive.take(0)?;
         let platform: Option<PlatformState> = archive.take_if_there(0)?;
+        let mut disks = 0..;
         for slot in 0..self.bus.slots() {
             let Some(mut transport) = self.bus.transport(slot) else { continue };
             let virtio = match transport.name() {
                 NetState::NAME => archive.take::<NetState>(0)?.virtio,
+                BlkState::NAME => archive.take::<BlkState>(disks.next().unwrap_or(u32::MAX))?.virtio,
                 _ => archive.take::<RngState>(0)?.virtio,
             };
             transport.restore(&virtio)?;
@@ -185,13 +193,24 @@ impl Machine {
         }
     }
 
-    fn check_shape(&self, got: &ShapeState) -> Result<(), SnapshotError> {
+    fn disks(&self) -> DisksState {
+        let shape = |disk: &wire::vmm::DiskSpec| DiskShape { name: disk.name.to_string(), size: disk.size };
+        DisksState { disks: self.spec.disks.iter().map(shape).collect() }
+    }
+
+    fn check_shape(&self, got: &ShapeState, disks: Option<&DisksState>) -> Result<(), SnapshotError> {
         let want = self.shape();
         let check = |what, got: String, want: String| {
             if got == want { Ok(()) } else { Err(SnapshotError::Shape { what, got, want }) }
         };
         check("vCPUs", got.vcpus.to_string(), want.vcpus.to_string())?;
         check("bytes of RAM", got.ram_bytes.to_string(), want.ram_bytes.to_string())?;
-        check("devices", got.devices.join(" "), want.devices.join(" "))
+        check("devices", got.devices.join(" "), want.devices.join(" "))?;
+        check("disks", disks.map(text).unwrap_or_default(), text(&self.disks()))
     }
+}
+
+fn text(disks: &DisksState) -> String {
+    let one = |disk: &DiskShape| format!("{} ({} bytes)", disk.name, disk.size.bytes());
+    disks.disks.iter().map(one).collect::<Vec<_>>().join(", ")
 }

@@ -5,6 +5,7 @@
 //! per event; what they forbid puts the device into `NEEDS_RESET`, where it does nothing until the driver resets it. Neither
 //! the VMM nor any other device notices.
 
+pub mod blk;
 pub mod net;
 pub mod queue;
 pub mod rng;
@@ -51,6 +52,10 @@ pub trait Device: Send {
     fn id(&self) -> u32;
     /// Features it offers, besides [`F_VERSION_1`].
     fn features(&self) -> u64;
+    /// The driver has accepted these features of those offered.
+    fn negotiated(&mut self, features: u64) {
+        let _ = features;
+    }
     /// Largest size of each of its queues.
     fn queue_sizes(&self) -> &'static [u16];
     /// Reads its configuration; what lies beyond it is left as it is (zero).
@@ -85,7 +90,20 @@ pub trait Device: Send {
     fn wants_host_event(&self) -> bool {
         false
     }
-    /// Goes back to the state after power-on.
+    /// Finishes what is under way, towards the driver too: afterwards, nothing touches RAM, and the state of the queues is all there is. Without
+    /// queues, the driver is not told. May wait; what it waits for is bounded.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the driver broke the rules.
+    fn quiesce(
+        &mut self,
+        queues: &mut [Option<Queue>],
+        memory: &GuestMemory,
+    ) -> Result<Progress, QueueError> {
+        let _ = (queues, memory);
+        Ok(Progress::default())
+    }
+    /// Goes back to the state after power-on. Nothing is under way afterwards.
     fn reset(&mut self);
 }
 

@@ -33,6 +33,9 @@ pub enum QueueError {
     /// A chain of more than [`CHAIN_MAX`] descriptors.
     #[error("a chain of more than {CHAIN_MAX} descriptors")]
     ChainTooLong,
+    /// A chain without room for what every request has.
+    #[error("a chain that is too short for a request")]
+    TooShort,
     /// More bytes than the device takes at once.
     #[error("a chain of more bytes than the device takes")]
     TooLarge,

@@ -201,6 +201,16 @@ impl Transport {
         self.conclude(done)
     }
 
+    /// Has the device finish what is under way, before a pause is over.
+    pub fn quiesce(&mut self) {
+        let works = self.works();
+        let queues = if works { self.queues.as_mut_slice() } else { &mut [] };
+        let done = self.device.quiesce(queues, &self.memory);
+        if works {
+            self.conclude(done);
+        }
+    }
+
     fn conclude(&mut self, done: Result<Progress, queue::QueueError>) -> bool {
         match done {
             Ok(progress) => {
@@ -326,6 +336,9 @@ impl Transport {
             return;
         }
         self.status |= added;
+        if added & FEATURES_OK != 0 {
+            self.device.negotiated(self.driver_features);
+        }
         if added & DRIVER_OK != 0 {
             // Buffers that the driver made available before; and the event loop looks at the host's side again.
             self.resume();
@@ -444,6 +457,9 @@ impl Transport {
         self.driver_features = saved.driver_features;
         self.queue_sel = saved.queue_sel;
         self.config_generation = saved.config_generation;
+        if self.status & FEATURES_OK != 0 {
+            self.device.negotiated(self.driver_features);
+        }
         Ok(())
     }
 

@@ -18,12 +18,14 @@ use rustix::net::{
     SendFlags,
 };
 use vmm::shm::SharedMapping;
+use wire::disk::OverlayLayout;
 use wire::frame::{self, HEADER_BYTES, Header};
-use wire::ids::{Epoch, MachineId};
-use wire::units::RamSize;
+use wire::ids::{Digest, Epoch, MachineId};
+use wire::space::{DiskSize, Place};
+use wire::units::{PageIndex, RamSize};
 use wire::vmm::{
-    BootSpec, CONSOLE_MEMFD_BYTES, CpuProfile, FileRef, FromVmm, MachineSpec, Notice, Phase, Reply, Request,
-    ToVmm, VERSION,
+    BootSpec, CONSOLE_MEMFD_BYTES, CpuProfile, DiskSpec, FileRef, FromVmm, MachineSpec, Notice, Phase, Reply,
+    Request, ToVmm, VERSION,
 };
 
 /// Longest that anything may take; a test that waits longer has failed. A machine that is busy with builds needs it: what takes 4 s
@@ -72,13 +74,27 @@ pub struct Parts {
     pub dirty: File,
     pub console: File,
     pub tap: Option<File>,
+    /// Of each disk, its overlay, and its base if it has one.
+    pub disks: Vec<(File, Option<File>)>,
 }
 
 impl Parts {
     pub fn new(spec: MachineSpec) -> Self {
         let (ram, dirty) =
-            (memfd("ram", spec.ram.bytes()), memfd("dirty", spec.ram.pages().div_ceil(64) * 8));
-        Self { spec, ram, dirty, console: memfd("console", CONSOLE_MEMFD_BYTES), tap: None }
+            (memfd("ram", spec.ram.bytes()), memfd("dirty", spec.space().pages().div_ceil(64) * 8));
+        let console = memfd("console", CONSOLE_MEMFD_BYTES);
+        Self { spec, ram, dirty, console, tap: None, disks: Vec::new() }
+    }
+
+    /// Adds a disk over `base`, which is empty so far.
+    pub fn with_disk(mut self, name: &str, bytes: u64, base: Option<(File, Digest)>) -> Self {
+        let (base, digest) = base.unzip();
+        let size = DiskSize::from_bytes(bytes).unwrap();
+        self.spec.disks.push(DiskSpec { name: name.parse().unwrap(), size, base: digest });
+        let overlay = overlay_of(size, digest);
+        self.disks.push((overlay, base));
+        self.dirty = memfd("dirty", self.spec.space().pages().div_ceil(64) * 8);
+        self
     }
 
     /// The same machine for another VMM: same RAM, bitmap and tap, a console of its own.
@@ -89,7 +105,14 @@ impl Parts {
             dirty: self.dirty.try_clone().unwrap(),
             console: memfd("console", CONSOLE_MEMFD_BYTES),
             tap: self.tap.as_ref().map(|tap| tap.try_clone().unwrap()),
+            disks: self.disks.iter().map(clone_disk).collect(),
         }
+    }
+
+    /// Tap and disks, as they go with Create and come with Describe.
+    pub fn files(&self) -> impl Iterator<Item = &File> {
+        let disks = self.disks.iter().flat_map(|(overlay, base)| std::iter::once(overlay).chain(base));
+        self.tap.iter().chain(disks)
     }
 
     pub fn word(&self, address: u32) -> u32 {
@@ -117,28 +140,69 @@ impl Parts {
 
     /// Takes all bits of the shared bitmap, as `mashined` does: the pages that were set.
     pub fn take_bitmap(&self) -> Vec<u64> {
-        let bytes = self.spec.ram.pages() / 8;
+        let pages = self.spec.space().pages();
+        let bytes = pages / 8;
         let shared = SharedMapping::new(&self.dirty, "dirty bitmap", bytes).unwrap();
         let words: Vec<u64> =
             shared.words().iter().map(|word| u64::from_le(word.swap(0, Ordering::AcqRel))).collect();
         let bit = |page: &u64| words[usize::try_from(page / 64).unwrap()] >> (page % 64) & 1 == 1;
-        (0..self.spec.ram.pages()).filter(bit).collect()
+        (0..pages).filter(bit).collect()
     }
 
-    /// The same machine on another host: memory of its own, all zero.
+    /// The same machine on another host: memory and overlays of its own, all zero; bases are what they are.
     pub fn elsewhere(&self) -> Self {
         let tap = self.tap.as_ref().map(|tap| tap.try_clone().unwrap());
-        Self { tap, ..Self::new(self.spec.clone()) }
+        let disks = self.spec.disks.iter().zip(&self.disks).map(|(spec, (_, base))| {
+            (overlay_of(spec.size, spec.base), base.as_ref().map(|base| base.try_clone().unwrap()))
+        });
+        Self { tap, disks: disks.collect(), ..Self::new(self.spec.clone()) }
     }
 
-    /// Copies pages to the machine's memory on the other host.
+    /// Copies pages to the machine's memory and disks on the other host.
     pub fn copy_pages(&self, pages: &[u64], to: &Self) {
         let mut page = vec![0; 4096];
-        for number in pages {
-            self.ram.read_exact_at(&mut page, number * 4096).unwrap();
-            to.ram.write_all_at(&page, number * 4096).unwrap();
+        let space = self.spec.space();
+        for &number in pages {
+            match space.locate(PageIndex(number)).unwrap() {
+                Place::Ram(PageIndex(number)) => {
+                    self.ram.read_exact_at(&mut page, number * 4096).unwrap();
+                    to.ram.write_all_at(&page, number * 4096).unwrap();
+                }
+                Place::Disk { disk, block } => {
+                    let layout = OverlayLayout::new(self.spec.disks[disk].size);
+                    let (at, (from, _)) = (layout.data_start() + block * 4096, &self.disks[disk]);
+                    from.read_exact_at(&mut page, at).unwrap();
+                    to.disks[disk].0.write_all_at(&page, at).unwrap();
+                    let bit = wire::disk::HEADER_BYTES + block / 8;
+                    let mut byte = [0];
+                    to.disks[disk].0.read_exact_at(&mut byte, bit).unwrap();
+                    byte[0] |= 1 << (block % 8);
+                    to.disks[disk].0.write_all_at(&byte, bit).unwrap();
+                }
+            }
         }
     }
+}
+
+const HEADER: u64 = wire::disk::HEADER_BYTES;
+
+/// A fresh overlay.
+pub fn overlay_of(size: DiskSize, base: Option<Digest>) -> File {
+    let file = memfd("overlay", 0);
+    lay_out(&file, size, base);
+    file
+}
+
+/// Makes a fresh overlay of an empty file.
+pub fn lay_out(file: &File, size: DiskSize, base: Option<Digest>) {
+    let layout = OverlayLayout::new(size);
+    file.set_len(layout.file_bytes()).unwrap();
+    file.write_all_at(&layout.header(base), 0).unwrap();
+    file.write_all_at(&vec![0; usize::try_from(layout.bitmap_bytes()).unwrap()], HEADER).unwrap();
+}
+
+fn clone_disk((overlay, base): &(File, Option<File>)) -> (File, Option<File>) {
+    (overlay.try_clone().unwrap(), base.as_ref().map(|base| base.try_clone().unwrap()))
 }
 
 /// Waits until `done`; there is no event for a change of shared memory by the guest.
@@ -226,7 +290,7 @@ impl Vmm {
     }
 
     pub fn send_raw(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(24))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
             assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)));
@@ -242,7 +306,7 @@ impl Vmm {
     /// The next message; `None` at end of file.
     pub fn receive(&mut self) -> Option<(FromVmm, Vec<OwnedFd>)> {
         let mut fixed = [0; HEADER_BYTES];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(24))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let got = rustix::net::recvmsg(
             &self.connection,
@@ -284,7 +348,7 @@ impl Vmm {
     pub fn create(&mut self, parts: &Parts) -> Reply {
         let kvm = File::options().read(true).write(true).open("/dev/kvm").unwrap();
         let files: Vec<&File> =
-            [&kvm, &parts.ram, &parts.dirty, &parts.console].into_iter().chain(parts.tap.as_ref()).collect();
+            [&kvm, &parts.ram, &parts.dirty, &parts.console].into_iter().chain(parts.files()).collect();
         let descriptors: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
         self.ask_with(Request::Create(parts.spec.clone()), &descriptors).0
     }

@@ -2,11 +2,13 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod driver;
 pub mod elf;
 pub mod host;
 pub mod initramfs;
 pub mod linux;
 pub mod net;
+pub mod session;
 
 /// Says that a test cannot run on this machine. `cargo xtask test` counts these lines.
 pub fn skip(why: &str) {

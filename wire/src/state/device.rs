@@ -1,4 +1,4 @@
-//! Devices: the virtio-mmio transport with its queues, network interface, entropy source, serial port.
+//! Devices: the virtio-mmio transport with its queues, network interface, entropy source, disk, serial port.
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -68,6 +68,14 @@ pub struct NetState {
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug))]
 pub struct RngState {
+    /// Transport and queues.
+    pub virtio: VirtioState,
+}
+
+/// virtio-blk. No request is in flight when a machine is saved; what the disk holds travels apart.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct BlkState {
     /// Transport and queues.
     pub virtio: VirtioState,
 }

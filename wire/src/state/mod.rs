@@ -15,12 +15,14 @@
 
 mod chips;
 mod device;
+mod disks;
 mod platform;
 mod shape;
 mod vcpu;
 
 pub use chips::{ClockState, IrqchipState, PitState};
-pub use device::{NetState, QueueState, RngState, SerialState, TransportState, VirtioState};
+pub use device::{BlkState, NetState, QueueState, RngState, SerialState, TransportState, VirtioState};
+pub use disks::{DiskShape, DisksState};
 pub use platform::PlatformState;
 pub use shape::ShapeState;
 pub use vcpu::{CpuidEntry, MsrEntry, VcpuState};
@@ -95,7 +97,9 @@ component! {
     SerialState => "serial", 1;
     NetState => "net", 1;
     RngState => "rng", 1;
+    BlkState => "blk", 1;
     PlatformState => "platform", 1;
+    DisksState => "disks", 1;
 }
 
 /// Why an archive cannot be written or read.

@@ -172,6 +172,8 @@ fn golden_components() {
         backlog: vec![3],
     };
     let irqchip = IrqchipState { pic_master: vec![1], pic_slave: vec![2], ioapic: vec![3] };
+    let size = crate::space::DiskSize::from_bytes(4 << 20).unwrap();
+    let disk = DiskShape { name: "root".to_owned(), size };
     let sums = [
         sum(&shape()),
         sum(&vcpu),
@@ -182,11 +184,13 @@ fn golden_components() {
         sum(&NetState { virtio: virtio(), mac: [2, 0, 0, 0, 0, 1] }),
         sum(&RngState { virtio: virtio() }),
         sum(&PlatformState { pending_events: 1, generation_id: [7; 16] }),
+        sum(&BlkState { virtio: virtio() }),
+        sum(&DisksState { disks: vec![disk] }),
     ];
     assert_eq!(sums, COMPONENTS);
 }
 
-const COMPONENTS: [(usize, u32); 9] = [
+const COMPONENTS: [(usize, u32); 11] = [
     (56, 0xf9fa_49b3),
     (160, 0x331b_8bde),
     (28, 0x9f1e_5092),
@@ -196,4 +200,6 @@ const COMPONENTS: [(usize, u32); 9] = [
     (136, 0xf7db_8953),
     (128, 0xe3b7_5e21),
     (20, 0x9c03_9a5b),
+    (128, 0xe3b7_5e21),
+    (24, 0x9ec2_198a),
 ];

@@ -3,163 +3,29 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod common;
+
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
+use common::driver::{Driver, INDIRECT, NEEDS_RESET, NEXT, RAM, SIZE, WRITE};
 use vm_memory::{Bytes, GuestAddress};
-use vmm::dirty::DirtyBitmap;
-use vmm::memory::Ram;
 use vmm::virtio::net::Net;
 use vmm::virtio::rng::Rng;
-use vmm::virtio::{Device, Resources, Transport, TransportError};
-use wire::units::RamSize;
+use vmm::virtio::{Resources, Transport, TransportError};
 
-const RAM: u64 = 16 << 20;
-const NEEDS_RESET: u32 = 64;
-const SIZE: u16 = 8;
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
-
-fn memfd(bytes: u64) -> File {
-    let fd = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    rustix::fs::ftruncate(&fd, bytes).unwrap();
-    fd.into()
-}
-
-/// A driver with a device of its own.
-struct Driver {
-    ram: Ram,
-    dirty: Arc<DirtyBitmap>,
-    transport: Transport,
-    made_available: [u16; 2],
-}
-
-/// First page of a queue's rings: descriptors, available ring and used ring, a page each.
-fn rings(queue: u16) -> u64 {
-    0x1_0000 + u64::from(queue) * 0x1_0000
-}
-
-impl Driver {
-    fn new(device: Box<dyn Device>) -> Self {
-        let size = RamSize::from_bytes(RAM).unwrap();
-        let dirty = Arc::new(DirtyBitmap::new(&memfd(size.pages() / 8), size.pages()).unwrap());
-        let ram = Ram::new(&memfd(RAM), size, &dirty).unwrap();
-        let resources = Resources::new(device.queue_sizes().len()).unwrap();
-        let transport = Transport::new(device, Arc::clone(ram.memory()), resources);
-        Self { ram, dirty, transport, made_available: [0; 2] }
-    }
-
-    fn net() -> (Self, UnixDatagram) {
-        let (ours, theirs) = UnixDatagram::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        theirs.set_nonblocking(true).unwrap();
-        (Self::new(Box::new(Net::new(File::from(OwnedFd::from(ours)), [2, 0, 0, 0, 0, 9]))), theirs)
-    }
-
-    fn write(&mut self, offset: u64, value: u32) {
-        self.transport.write(offset, &value.to_le_bytes());
-    }
-
-    fn read(&mut self, offset: u64) -> u32 {
-        let mut raw = [0xff; 4];
-        self.transport.read(offset, &mut raw);
-        u32::from_le_bytes(raw)
-    }
-
-    fn status(&mut self) -> u32 {
-        self.read(0x70)
-    }
-
-    fn features(&mut self, features: u64) {
-        for status in [0, 1, 3] {
-            self.write(0x70, status);
-        }
-        let [low, high] = [features & 0xffff_ffff, features >> 32].map(|half| u32::try_from(half).unwrap());
-        for (sel, half) in [(0, low), (1, high)] {
-            self.write(0x24, sel);
-            self.write(0x20, half);
-        }
-        self.write(0x70, 11);
-    }
-
-    fn queue(&mut self, queue: u16, at: u64) {
-        let at = u32::try_from(at).unwrap();
-        let registers = [
-            (0x30, queue.into()),
-            (0x38, SIZE.into()),
-            (0x80, at),
-            (0x90, at.wrapping_add(0x1000)),
-            (0xa0, at.wrapping_add(0x2000)),
-            (0x44, 1),
-        ];
-        for (offset, value) in registers {
-            self.write(offset, value);
-        }
-    }
-
-    /// Sets everything up by the rules.
-    fn start(mut self, queues: u16) -> Self {
-        self.features(1 << 32);
-        assert_eq!(self.status(), 11);
-        for queue in 0..queues {
-            self.queue(queue, rings(queue));
-        }
-        self.write(0x70, 15);
-        assert_eq!(self.status(), 15);
-        self
-    }
-
-    fn put<const N: usize>(&self, at: u64, bytes: [u8; N]) {
-        self.ram.memory().write_slice(&bytes, GuestAddress(at)).unwrap();
-    }
-
-    fn descriptor(&self, queue: u16, index: u16, buffer: (u64, u32), flags: u16, next: u16) {
-        let at = rings(queue) + 16 * u64::from(index);
-        self.put(at, buffer.0.to_le_bytes());
-        self.put(at + 8, buffer.1.to_le_bytes());
-        self.put(at + 12, flags.to_le_bytes());
-        self.put(at + 14, next.to_le_bytes());
-    }
-
-    /// Makes the chain that begins at descriptor `head` available.
-    fn offer(&mut self, queue: u16, head: u16) {
-        let count = &mut self.made_available[usize::from(queue)];
-        let at = rings(queue) + 0x1000 + 4 + 2 * u64::from(*count % SIZE);
-        *count += 1;
-        let count = *count;
-        self.put(at, head.to_le_bytes());
-        self.set_index(queue, count);
-    }
-
-    fn set_index(&self, queue: u16, index: u16) {
-        self.put(rings(queue) + 0x1000 + 2, index.to_le_bytes());
-    }
-
-    fn notify(&mut self, queue: u16) -> bool {
-        self.transport.queue_event(queue.into())
-    }
-
-    /// The used ring's index, and its last element: head and length.
-    fn used(&self, queue: u16) -> (u16, u32, u32) {
-        let at = rings(queue) + 0x2000;
-        let memory = self.ram.memory();
-        let index = u16::from_le(memory.read_obj(GuestAddress(at + 2)).unwrap());
-        let last = at + 4 + 8 * u64::from(index.wrapping_sub(1) % SIZE);
-        let word = |at| u32::from_le(memory.read_obj(GuestAddress(at)).unwrap());
-        (index, word(last), word(last + 4))
-    }
-
-    fn interrupts(&self) -> u64 {
-        self.transport.resources().interrupt.read().unwrap_or(0)
-    }
+fn net() -> (Driver, UnixDatagram) {
+    let (ours, theirs) = UnixDatagram::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    (Driver::new(Box::new(Net::new(File::from(OwnedFd::from(ours)), [2, 0, 0, 0, 0, 9]))), theirs)
 }
 
 #[test]
 fn what_a_driver_finds() {
-    let (mut driver, _tap) = Driver::net();
+    let (mut driver, _tap) = net();
     assert_eq!(driver.read(0), 0x7472_6976);
     assert_eq!(driver.read(4), 2);
     assert_eq!(driver.read(8), 1);
@@ -184,12 +50,12 @@ fn features_are_negotiated_and_not_just_taken() {
     for (features, accepted) in
         [(1 << 32, true), (1 << 32 | 1 << 5, true), (1 << 5, false), (1 << 32 | 1 << 1, false)]
     {
-        let (mut driver, _tap) = Driver::net();
+        let (mut driver, _tap) = net();
         driver.features(features);
         assert_eq!(driver.status() & 8 != 0, accepted, "{features:#x}");
     }
     // DRIVER_OK without FEATURES_OK.
-    let (mut driver, _tap) = Driver::net();
+    let (mut driver, _tap) = net();
     driver.write(0x70, 1);
     driver.write(0x70, 7);
     assert_eq!(driver.status() & NEEDS_RESET, NEEDS_RESET);
@@ -197,7 +63,7 @@ fn features_are_negotiated_and_not_just_taken() {
 
 #[test]
 fn packets_go_both_ways() {
-    let (driver, tap) = Driver::net();
+    let (driver, tap) = net();
     let mut driver = driver.start(2);
     // Two descriptors: header and frame.
     driver.descriptor(1, 0, (0x8000, 12), NEXT, 1);
@@ -235,7 +101,7 @@ fn packets_go_both_ways() {
 
 #[test]
 fn a_packet_larger_than_its_buffer_is_dropped_and_the_next_one_arrives() {
-    let (driver, tap) = Driver::net();
+    let (driver, tap) = net();
     let mut driver = driver.start(2);
     driver.descriptor(0, 0, (0x8000, 64), WRITE, 0);
     driver.descriptor(0, 1, (0x9000, 2048), WRITE, 0);
@@ -301,7 +167,7 @@ fn broken_rules_stop_the_device() {
         }),
     ];
     for (name, crime) in crimes {
-        let (driver, tap) = Driver::net();
+        let (driver, tap) = net();
         let mut driver = driver.start(2);
         driver.interrupts();
         crime(&mut driver);
@@ -318,7 +184,7 @@ fn broken_rules_stop_the_device() {
         assert!(tap.recv(&mut [0; 16]).is_err(), "{name}");
 
         driver.set_index(1, 0);
-        driver.made_available = [0; 2];
+        driver.made_available = [0; 5];
         let mut driver = driver.start(2);
         driver.offer(1, 0);
         driver.notify(1);
@@ -329,14 +195,14 @@ fn broken_rules_stop_the_device() {
 #[test]
 fn rings_that_cannot_be_are_refused() {
     for at in [RAM, RAM - 0x1000, 0xffff_f000, 0x1_0008] {
-        let (mut driver, _tap) = Driver::net();
+        let (mut driver, _tap) = net();
         driver.features(1 << 32);
         driver.queue(0, at);
         assert_eq!(driver.status() & NEEDS_RESET, NEEDS_RESET, "{at:#x}");
         assert_eq!(driver.read(0x44), 0);
     }
     for size in [0, 3, 512, 0x1_0000, 0x1_0008] {
-        let (mut driver, _tap) = Driver::net();
+        let (mut driver, _tap) = net();
         driver.features(1 << 32);
         for (offset, value) in
             [(0x30, 0), (0x38, size), (0x80, 0x1000), (0x90, 0x2000), (0xa0, 0x3000), (0x44, 1)]
@@ -349,7 +215,7 @@ fn rings_that_cannot_be_are_refused() {
 
 #[test]
 fn the_state_moves_to_another_transport() {
-    let (driver, tap) = Driver::net();
+    let (driver, tap) = net();
     let mut driver = driver.start(2);
     driver.descriptor(1, 0, (0x8000, 64), 0, 0);
     driver.offer(1, 0);
@@ -380,7 +246,7 @@ fn the_state_moves_to_another_transport() {
 
 #[test]
 fn states_that_cannot_be_are_refused() {
-    let (driver, _tap) = Driver::net();
+    let (driver, _tap) = net();
     let mut driver = driver.start(2);
     let saved = driver.transport.save();
 

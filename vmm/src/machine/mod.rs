@@ -9,6 +9,7 @@ mod snapshot;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -32,6 +33,7 @@ use crate::shm::ShmError;
 use crate::vcpu::{Shared, Vcpus};
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::Vsock;
 use crate::virtio::{self, Device, Resources, Transport};
 
 pub use snapshot::SnapshotError;
@@ -52,6 +54,8 @@ pub struct Descriptors {
     pub console: File,
     /// Tap; a machine without one has no network interface.
     pub tap: Option<File>,
+    /// Where connections to its vsock ports come in; not `mashined`'s, but inherited by the process.
+    pub vsock: Option<UnixListener>,
 }
 
 /// Why a machine cannot be made.
@@ -136,12 +140,13 @@ impl Machine {
     /// # Errors
     /// [`CreateError`].
     pub fn create(spec: MachineSpec, descriptors: Descriptors) -> Result<Self, CreateError> {
-        let Descriptors { kvm, ram: ram_file, dirty: dirty_file, console: console_file, tap } = descriptors;
+        let Descriptors { kvm, ram: ram_file, dirty: dirty_file, console: console_file, tap, vsock } =
+            descriptors;
         let dirty = Arc::new(DirtyBitmap::new(&dirty_file, spec.ram.pages())?);
         let ram = Ram::new(&ram_file, spec.ram, &dirty)?;
         let vm = Arc::new(Vm::new(kvm, &ram)?);
         let files = Files { ram: ram_file, dirty: dirty_file, console: console_file, tap };
-        let bus = Arc::new(make_bus(&spec, &vm, &ram, &files)?);
+        let bus = Arc::new(make_bus(&spec, &vm, &ram, &files, vsock)?);
         let ended_event =
             EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(CreateError::Events)?;
         let shared = Arc::new(Shared {
@@ -228,6 +233,15 @@ impl Machine {
     /// [`std::io::Error`] when the interrupt cannot be raised.
     pub fn power_button(&self) -> std::io::Result<()> {
         self.bus.platform().press_power_button()
+    }
+
+    /// The guest has ended or was given away: what connected it to this host is closed.
+    pub fn left(&self) {
+        for slot in 0..self.bus.slots() {
+            if let Some(mut transport) = self.bus.transport(slot) {
+                transport.left();
+            }
+        }
     }
 
     /// Lets the vCPUs run. The event loop listens to the devices from now on.
@@ -341,7 +355,13 @@ pub enum MachineBootError {
 }
 
 /// Makes the devices and wires them to KVM.
-fn make_bus(spec: &MachineSpec, vm: &Vm, ram: &Ram, files: &Files) -> Result<Bus, CreateError> {
+fn make_bus(
+    spec: &MachineSpec,
+    vm: &Vm,
+    ram: &Ram,
+    files: &Files,
+    vsock: Option<UnixListener>,
+) -> Result<Bus, CreateError> {
     let serial = SerialPort::new(irq_line(vm, serial::GSI)?, ConsoleRing::new(&files.console)?);
     let mut generation = [0; 16];
     rustix::rand::getrandom(&mut generation, rustix::rand::GetRandomFlags::empty())
@@ -355,6 +375,7 @@ fn make_bus(spec: &MachineSpec, vm: &Vm, ram: &Ram, files: &Files) -> Result<Bus
         devices.push(Box::new(Net::new(tap, spec.mac)));
     }
     devices.push(Box::new(Rng));
+    devices.push(Box::new(Vsock::new(vsock).map_err(CreateError::Events)?));
 
     let mut transports = Vec::new();
     for (slot, device) in devices.into_iter().enumerate() {

@@ -6,7 +6,7 @@
 
 use wire::state::{
     ClockState, Component, IrqchipState, NetState, PitState, PlatformState, RngState, ShapeState,
-    StateArchive, StateError,
+    StateArchive, StateError, VsockState,
 };
 
 use super::{Machine, clock};
@@ -120,6 +120,7 @@ impl Machine {
             let virtio = transport.save();
             match transport.name() {
                 NetState::NAME => archive.add(0, &NetState { virtio, mac: self.spec.mac })?,
+                VsockState::NAME => archive.add(0, &VsockState { virtio })?,
                 _ => archive.add(0, &RngState { virtio })?,
             }
         }
@@ -151,6 +152,7 @@ impl Machine {
             let Some(mut transport) = self.bus.transport(slot) else { continue };
             let virtio = match transport.name() {
                 NetState::NAME => archive.take::<NetState>(0)?.virtio,
+                VsockState::NAME => archive.take::<VsockState>(0)?.virtio,
                 _ => archive.take::<RngState>(0)?.virtio,
             };
             transport.restore(&virtio)?;

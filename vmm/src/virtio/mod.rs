@@ -9,6 +9,7 @@ pub mod net;
 pub mod queue;
 pub mod rng;
 mod transport;
+pub mod vsock;
 
 use std::os::fd::BorrowedFd;
 
@@ -85,6 +86,12 @@ pub trait Device: Send {
     fn wants_host_event(&self) -> bool {
         false
     }
+    /// The driver, which has accepted `features`, begins to work with the device; or had, when the machine was saved, and this is the `restored` device.
+    fn started(&mut self, features: u64, restored: bool) {
+        let _ = (features, restored);
+    }
+    /// The guest has ended or was given away; should it be taken back, it goes on from here.
+    fn left(&mut self) {}
     /// Goes back to the state after power-on.
     fn reset(&mut self);
 }

@@ -36,6 +36,9 @@ pub enum QueueError {
     /// More bytes than the device takes at once.
     #[error("a chain of more bytes than the device takes")]
     TooLarge,
+    /// Fewer bytes than the request has, or says to have.
+    #[error("a chain of fewer bytes than the request has")]
+    TooShort,
 }
 
 /// A chain of the available ring.

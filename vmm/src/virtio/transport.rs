@@ -230,6 +230,11 @@ impl Transport {
         let _pending = self.resources.interrupt.write(1);
     }
 
+    /// The guest has ended or was given away.
+    pub fn left(&mut self) {
+        self.device.left();
+    }
+
     /// After a restore: what may have been on its way when the source paused (a notification not yet seen, an interrupt
     /// not yet delivered) is done once more. Drivers take both as spurious when they were not lost.
     pub fn resume(&mut self) {
@@ -327,6 +332,7 @@ impl Transport {
         }
         self.status |= added;
         if added & DRIVER_OK != 0 {
+            self.device.started(self.driver_features, false);
             // Buffers that the driver made available before; and the event loop looks at the host's side again.
             self.resume();
         }
@@ -444,6 +450,9 @@ impl Transport {
         self.driver_features = saved.driver_features;
         self.queue_sel = saved.queue_sel;
         self.config_generation = saved.config_generation;
+        if self.status & DRIVER_OK != 0 {
+            self.device.started(self.driver_features, true);
+        }
         Ok(())
     }
 

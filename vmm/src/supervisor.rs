@@ -256,6 +256,7 @@ fn on_machine(
         (Action::SerialInput, Request::SerialInput(bytes)) => {
             machine.serial_input(&bytes).map_err(|error| Refused::new(Code::BadArgument, &error))?
         }
+        (Action::BalloonStats, _) => return Ok(Reply::Balloon(machine.bus().balloon().read())),
         (Action::PowerButton, _) => {
             machine.power_button().map_err(|error| Refused::new(Code::Host, &error))?
         }

@@ -31,6 +31,7 @@ use crate::platform::{self, Platform};
 use crate::serial::{self, BacklogFull, IrqLine, SerialPort};
 use crate::shm::ShmError;
 use crate::vcpu::{Shared, Vcpus};
+use crate::virtio::balloon::Balloon;
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
@@ -376,6 +377,9 @@ fn make_bus(
     }
     devices.push(Box::new(Rng));
     devices.push(Box::new(Vsock::new(vsock).map_err(CreateError::Events)?));
+    let balloon = Balloon::new(&files.ram, ram).map_err(CreateError::Events)?;
+    let gauge = balloon.gauge();
+    devices.push(Box::new(balloon));
 
     let mut transports = Vec::new();
     for (slot, device) in devices.into_iter().enumerate() {
@@ -389,7 +393,7 @@ fn make_bus(
         let transport = Transport::new(device, Arc::clone(ram.memory()), resources);
         transports.push(Arc::new(Mutex::new(transport)));
     }
-    Ok(Bus::new(serial, platform, transports))
+    Ok(Bus::new(serial, platform, transports, gauge))
 }
 
 /// An interrupt line of a device that raises it by itself.

@@ -5,6 +5,7 @@
 //! per event; what they forbid puts the device into `NEEDS_RESET`, where it does nothing until the driver resets it. Neither
 //! the VMM nor any other device notices.
 
+pub mod balloon;
 pub mod net;
 pub mod queue;
 pub mod rng;

@@ -88,6 +88,11 @@ fn length(descriptor: &Descriptor) -> Result<usize, QueueError> {
     usize::try_from(descriptor.len()).map_err(|_| QueueError::TooLarge)
 }
 
+/// The descriptors of `chain`, all of which must be for the device to write.
+pub fn writable(chain: Chain<'_>) -> impl Iterator<Item = Result<Descriptor, QueueError>> {
+    descriptors(chain, true)
+}
+
 /// Copies what the driver wrote into the chain to `buffer`, and gives its length.
 ///
 /// # Errors

@@ -38,16 +38,16 @@ pub fn rings(queue: u16) -> u64 {
 
 impl Driver {
     pub fn new(device: Box<dyn Device>) -> Self {
-        Self::with(|_| device)
+        Self::with_file(|_, _| device)
     }
 
-    /// For a device that is made for the RAM.
-    pub fn with(device: impl FnOnce(&Ram) -> Box<dyn Device>) -> Self {
+    /// For a device that is made for the RAM and its memfd.
+    pub fn with_file(device: impl FnOnce(&Ram, &File) -> Box<dyn Device>) -> Self {
         let size = RamSize::from_bytes(RAM).unwrap();
         let dirty = Arc::new(DirtyBitmap::new(&memfd(size.pages() / 8), size.pages()).unwrap());
         let ram_file = memfd(RAM);
         let ram = Ram::new(&ram_file, size, &dirty).unwrap();
-        let device = device(&ram);
+        let device = device(&ram, &ram_file);
         let resources = Resources::new(device.queue_sizes().len()).unwrap();
         let transport = Transport::new(device, Arc::clone(ram.memory()), resources);
         Self { ram, dirty, transport, made_available: [0; 5], ram_file }

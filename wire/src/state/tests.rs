@@ -181,11 +181,13 @@ fn golden_components() {
         sum(&serial),
         sum(&NetState { virtio: virtio(), mac: [2, 0, 0, 0, 0, 1] }),
         sum(&RngState { virtio: virtio() }),
+        sum(&VsockState { virtio: virtio() }),
+        sum(&BalloonState { virtio: virtio() }),
     ];
     assert_eq!(sums, COMPONENTS);
 }
 
-const COMPONENTS: [(usize, u32); 8] = [
+const COMPONENTS: [(usize, u32); 10] = [
     (56, 0xf9fa_49b3),
     (160, 0x331b_8bde),
     (28, 0x9f1e_5092),
@@ -193,5 +195,7 @@ const COMPONENTS: [(usize, u32); 8] = [
     (40, 0x5399_a9b5),
     (32, 0x6888_2029),
     (136, 0xf7db_8953),
+    (128, 0xe3b7_5e21),
+    (128, 0xe3b7_5e21),
     (128, 0xe3b7_5e21),
 ];

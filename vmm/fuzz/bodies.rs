@@ -4,9 +4,11 @@
 //! first pages are interesting: rings and buffers are placed there so that the input can reach them.
 
 use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress};
@@ -14,17 +16,19 @@ use vmm::console::ConsoleRing;
 use vmm::dirty::DirtyBitmap;
 use vmm::memory::Ram;
 use vmm::serial::{IrqLine, SerialPort};
+use vmm::virtio::balloon::Balloon;
 use vmm::virtio::blk::{Blk, Overlay};
 use vmm::virtio::net::Net;
 use vmm::virtio::rng::Rng;
+use vmm::virtio::vsock::Vsock;
 use vmm::virtio::{Device, Resources, Transport};
 use vmm_sys_util::eventfd::EventFd;
 use wire::disk::OverlayLayout;
 use wire::ids::Digest;
 use wire::space::DiskSize;
 use wire::state::{
-    BlkState, ClockState, DisksState, IrqchipState, NetState, PitState, RngState, SerialState, ShapeState,
-    StateArchive, VcpuState,
+    BalloonState, BlkState, ClockState, DisksState, IrqchipState, NetState, PitState, RngState, SerialState,
+    ShapeState, StateArchive, VcpuState, VsockState,
 };
 use wire::units::RamSize;
 use wire::vmm::{CONSOLE_MEMFD_BYTES, DiskSpec};
@@ -79,6 +83,15 @@ pub struct Fixture {
     dirty: Arc<DirtyBitmap>,
     overlay: File,
     base: File,
+    ram_file: File,
+    listener: UnixListener,
+    address: SocketAddr,
+}
+
+/// What is on the other side of a device.
+struct Peer {
+    tap: UnixDatagram,
+    clients: Vec<UnixStream>,
 }
 
 const DISK_BYTES: u64 = 2 << 20;
@@ -90,11 +103,17 @@ impl Fixture {
         let pages = size.pages() + DISK_BYTES / 4096;
         let dirty = Arc::new(DirtyBitmap::new(&memfd(pages / 8), pages).expect("bitmap"));
         dirty.set_active(true);
-        let ram = Ram::new(&memfd(RAM_BYTES), size, &dirty).expect("ram");
+        let ram_file = memfd(RAM_BYTES);
+        let ram = Ram::new(&ram_file, size, &dirty).expect("ram");
         let layout = OverlayLayout::new(disk().size);
         let overlay = memfd(layout.file_bytes());
         overlay.write_all_at(&layout.header(disk().base), 0).expect("header");
-        Self { ram, dirty, overlay, base: memfd(DISK_BYTES / 2 + 512) }
+        let mut name = [0; 16];
+        rustix::rand::getrandom(&mut name, rustix::rand::GetRandomFlags::empty()).expect("name");
+        let address = SocketAddr::from_abstract_name(name).expect("name");
+        let listener = UnixListener::bind_addr(&address).expect("listener");
+        let base = memfd(DISK_BYTES / 2 + 512);
+        Self { ram, dirty, overlay, base, ram_file, listener, address }
     }
 
     /// A disk, whatever was written to it before.
@@ -125,21 +144,23 @@ impl Fixture {
     pub fn virtio(&self, data: &[u8]) {
         let mut input = Input(data);
         self.ram.memory().write_slice(&[0; 0x8000], GuestAddress(0)).expect("arena");
-        let alone = || {
-            let (_, peer) = UnixDatagram::pair().expect("pair");
-            peer.set_nonblocking(true).expect("nonblocking");
-            peer
+        let (net, tap) = self.net();
+        let mut transport = match input.byte() % 5 {
+            0 => net,
+            1 => self.transport(Box::new(Rng)),
+            2 => {
+                let listener = self.listener.try_clone().expect("descriptor");
+                self.transport(Box::new(Vsock::new(Some(listener)).expect("vsock")))
+            }
+            3 => self.blk(),
+            _ => self.transport(Box::new(Balloon::new(&self.ram_file, &self.ram).expect("balloon"))),
         };
-        let (mut transport, peer) = match input.byte() & 3 {
-            0 => self.net(),
-            1 => (self.transport(Box::new(Rng)), alone()),
-            _ => (self.blk(), alone()),
-        };
+        let mut peer = Peer { tap, clients: Vec::new() };
         if input.byte() & 3 != 0 {
             negotiate(&mut transport, &mut input);
         }
         while !input.is_empty() {
-            self.step(&mut transport, &peer, &mut input);
+            self.step(&mut transport, &mut peer, &mut input);
         }
         // Whatever it did: a reset brings the device back.
         transport.write(0x70, &0u32.to_le_bytes());
@@ -148,7 +169,7 @@ impl Fixture {
         assert_eq!(status, [0; 4]);
     }
 
-    fn step(&self, transport: &mut Transport, peer: &UnixDatagram, input: &mut Input<'_>) {
+    fn step(&self, transport: &mut Transport, peer: &mut Peer, input: &mut Input<'_>) {
         let memory = self.ram.memory();
         match input.byte() % 16 {
             0 => {
@@ -172,7 +193,11 @@ impl Fixture {
                 let (kind, sector) = (u64::from(input.byte() % 16), u64::from(input.word() % 5000));
                 let _outside = memory.write_obj(kind.to_le(), GuestAddress(input.address()));
                 let _outside = memory.write_obj(sector.to_le(), GuestAddress(input.address()));
-                let _full = peer.send(&vec![input.byte(); usize::from(input.byte()) * 16]);
+                let packet = vec![input.byte(); usize::from(input.byte()) * 16];
+                let _full = peer.tap.send(&packet);
+                if transport.name() == "vsock" {
+                    self.clients(peer, &packet, input.byte());
+                }
             }
             5 => negotiate(transport, input),
             6 | 7 => {
@@ -197,12 +222,42 @@ impl Fixture {
                 let _more = transport.host_event();
             }
             _ => {
-                let _more = transport.queue_event(usize::from(input.byte() & 3));
+                let _more = transport.queue_event(usize::from(input.byte() % 5));
             }
         }
         // The other side of the tap takes what comes.
         let mut packet = [0; 64];
-        while peer.recv(&mut packet).is_ok() {}
+        while peer.tap.recv(&mut packet).is_ok() {}
+        for client in &mut peer.clients {
+            while client.read(&mut packet).is_ok_and(|bytes| bytes > 0) {}
+        }
+    }
+
+    /// Clients come, talk and go; what the guest says to them is made likely.
+    fn clients(&self, peer: &mut Peer, data: &[u8], choice: u8) {
+        if choice & 1 == 1
+            && peer.clients.len() < 8
+            && let Ok(client) = UnixStream::connect_addr(&self.address)
+        {
+            client.set_nonblocking(true).expect("nonblocking");
+            peer.clients.push(client);
+        }
+        for client in &mut peer.clients {
+            let _full = client.write(data);
+        }
+        if choice & 6 == 6 {
+            peer.clients.pop();
+        }
+        // A header in the arena: the guest answers whoever asked last, or anybody.
+        let mut raw = [0; 44];
+        let _inside = self.ram.memory().read_slice(&mut raw, GuestAddress(0x6000));
+        let [from, to] = [raw[16..20].to_vec(), raw[20..24].to_vec()];
+        raw[..16].copy_from_slice(&[3, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+        raw[16..20].copy_from_slice(&to);
+        raw[20..24].copy_from_slice(&from);
+        raw[24..28].copy_from_slice(&u32::from(choice & 0x38).to_le_bytes());
+        raw[28..32].copy_from_slice(&[1, 0, choice % 9, 0]);
+        self.ram.memory().write_slice(&raw, GuestAddress(0x6100)).expect("arena");
     }
 
     /// State archives: whole, damaged, and with components that are valid archives of impossible states.
@@ -273,6 +328,13 @@ impl Fixture {
         if let Ok(state) = archive.take::<RngState>(0) {
             let _refused = self.transport(Box::new(Rng)).restore(&state.virtio);
         }
+        if let Ok(state) = archive.take::<VsockState>(0) {
+            let _refused = self.transport(Box::new(Vsock::new(None).expect("vsock"))).restore(&state.virtio);
+        }
+        if let Ok(state) = archive.take::<BalloonState>(0) {
+            let balloon = Balloon::new(&self.ram_file, &self.ram).expect("balloon");
+            let _refused = self.transport(Box::new(balloon)).restore(&state.virtio);
+        }
         let _left_over = archive.finish();
     }
 }
@@ -288,23 +350,27 @@ const USED: u64 = 0x2000;
 
 /// Where ring `which` of queue `queue` lies when it was set up by [`negotiate`].
 fn ring_of(queue: usize, which: u64) -> u64 {
-    which + if queue == 0 { 0 } else { 0x4000 }
+    which + if queue & 1 == 0 { 0 } else { 0x4000 }
 }
 
 /// What a driver that keeps to the rules does, but for one register now and then.
 fn negotiate(transport: &mut Transport, input: &mut Input<'_>) {
     let oddity = input.byte();
     let size = 1u32 << (input.byte() & 7);
+    let mut offered = [0; 4];
+    transport.write(0x14, &[0; 4]);
+    transport.read(0x10, &mut offered);
+    let features = u32::from_le_bytes(offered) & if oddity & 1 == 0 { 1 << 5 } else { input.word() };
     let mut write = |offset: u64, value: u32| {
         let odd = u64::from(oddity) * 4 == offset;
         transport.write(offset, &(if odd { !value } else { value }).to_le_bytes());
     };
     for (offset, value) in
-        [(0x70, 0), (0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x24, 0), (0x20, 1 << 5), (0x70, 11)]
+        [(0x70, 0), (0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x24, 0), (0x20, features), (0x70, 11)]
     {
         write(offset, value);
     }
-    for queue in 0..2u32 {
+    for queue in 0..5u32 {
         let base = |which| u32::try_from(ring_of(usize::try_from(queue).unwrap_or(0), which)).unwrap_or(0);
         let registers = [
             (0x30, queue),

@@ -10,6 +10,7 @@ use wire::vmm::GuestEnd;
 
 use crate::platform::{self, Platform};
 use crate::serial::{self, SerialPort};
+use crate::virtio::balloon::Gauge;
 use crate::virtio::{MMIO_BASE, MMIO_STRIDE, Transport};
 
 /// The devices.
@@ -18,6 +19,7 @@ pub struct Bus {
     platform: Mutex<Platform>,
     /// By slot: the device at [`MMIO_BASE`] plus slot times [`MMIO_STRIDE`].
     transports: Vec<Arc<Mutex<Transport>>>,
+    balloon: Gauge,
 }
 
 impl fmt::Debug for Bus {
@@ -33,8 +35,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Bus {
     /// A bus with these devices.
-    pub const fn new(serial: SerialPort, platform: Platform, transports: Vec<Arc<Mutex<Transport>>>) -> Self {
-        Self { serial: Mutex::new(serial), platform: Mutex::new(platform), transports }
+    pub const fn new(
+        serial: SerialPort,
+        platform: Platform,
+        transports: Vec<Arc<Mutex<Transport>>>,
+        balloon: Gauge,
+    ) -> Self {
+        Self { serial: Mutex::new(serial), platform: Mutex::new(platform), transports, balloon }
+    }
+
+    /// What the guest says of its memory.
+    pub const fn balloon(&self) -> &Gauge {
+        &self.balloon
     }
 
     /// The serial port.

@@ -9,14 +9,11 @@ use rustix::thread::{
     set_capabilities, set_no_new_privs,
 };
 
-/// First descriptor that nobody meant to hand over.
-const FIRST_UNMEANT: libc::c_uint = 4;
-
-/// Gives it all up. To be called before the first thread is started.
+/// Gives it all up; descriptors from `first_unmeant` on are closed. To be called before the first thread is started.
 ///
 /// # Errors
 /// The operating system's; the process must not go on then.
-pub fn enter() -> Result<(), Errno> {
+pub fn enter(first_unmeant: libc::c_uint) -> Result<(), Errno> {
     ignore_hang_up()?;
     set_no_new_privs(true)?;
     for capability in CapabilitySet::all().iter() {
@@ -27,7 +24,7 @@ pub fn enter() -> Result<(), Errno> {
     let none = CapabilitySet::empty();
     set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
     // SAFETY: only this function's caller exists yet, and it knows of no descriptor from here on.
-    let closed = unsafe { libc::close_range(FIRST_UNMEANT, libc::c_uint::MAX, 0) };
+    let closed = unsafe { libc::close_range(first_unmeant, libc::c_uint::MAX, 0) };
     if closed == 0 { Ok(()) } else { Err(Errno::NOSYS) }
 }
 

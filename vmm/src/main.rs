@@ -1,4 +1,4 @@
-//! The process. Started by `mashined` with a listening Unix socket as descriptor 3; ends when asked to, by SIGTERM, or when
+//! The process. Started by `mashined` with a listening Unix socket as descriptor 3, and another one for vsock connections as descriptor 4; ends when asked to, by SIGTERM, or when
 //! its event loop cannot go on. It never dies because `mashined` does.
 
 use std::error::Error;
@@ -10,9 +10,11 @@ use vmm::event_loop::EventLoop;
 
 /// Where the control socket is.
 const CONTROL: RawFd = 3;
+/// Where connections to the guest's vsock ports come in. Without it, none do.
+const VSOCK: RawFd = 4;
 
 fn main() -> ExitCode {
-    let Some(listener) = control_socket() else {
+    let Some(listener) = inherited(CONTROL) else {
         eprintln!(
             "mashine-vmm: descriptor {CONTROL} is no listening Unix socket; this program is started by mashined"
         );
@@ -23,11 +25,12 @@ fn main() -> ExitCode {
         eprintln!("mashine-vmm: bug: {panic}");
         std::process::abort();
     }));
-    if let Err(error) = vmm::jail::enter() {
+    let vsock = inherited(VSOCK);
+    if let Err(error) = vmm::jail::enter(if vsock.is_some() { 5 } else { 4 }) {
         eprintln!("mashine-vmm: privileges cannot be given up: {error}");
         return ExitCode::FAILURE;
     }
-    match EventLoop::new(listener).and_then(EventLoop::run) {
+    match EventLoop::new(listener, vsock).and_then(EventLoop::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
@@ -37,10 +40,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Takes descriptor 3, if it is what it should be.
-fn control_socket() -> Option<UnixListener> {
+/// Takes descriptor `raw`, if it is a listening Unix socket. Each is taken once.
+fn inherited(raw: RawFd) -> Option<UnixListener> {
     // SAFETY: only asked about; if it is not open, the calls below say so.
-    let fd = unsafe { BorrowedFd::borrow_raw(CONTROL) };
+    let fd = unsafe { BorrowedFd::borrow_raw(raw) };
     let listens = rustix::net::sockopt::socket_acceptconn(fd).ok()?;
     let unix = rustix::net::sockopt::socket_domain(fd).ok()? == rustix::net::AddressFamily::UNIX;
     if !listens || !unix {
@@ -48,6 +51,6 @@ fn control_socket() -> Option<UnixListener> {
     }
     rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).ok()?;
     // SAFETY: the descriptor is open, and nobody else in this process knows of it.
-    let owned = unsafe { OwnedFd::from_raw_fd(CONTROL) };
+    let owned = unsafe { OwnedFd::from_raw_fd(raw) };
     Some(owned.into())
 }

@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 
 use wire::space::DISKS_MAX;
 use wire::vmm::{Code, DiskSpec, FromVmm, GuestEnd, MachineSpec, Notice, Phase, Reply, Request, VERSION};
@@ -24,6 +25,8 @@ pub struct Supervisor {
     /// Whether the guest's end has been told.
     end_noticed: bool,
     machine: Option<Machine>,
+    /// Where connections to the machine's vsock ports come in.
+    vsock: Option<UnixListener>,
 }
 
 /// An answer, with descriptors.
@@ -91,6 +94,11 @@ impl From<LogError> for Refused {
 }
 
 impl Supervisor {
+    /// Without a machine yet.
+    pub fn new(vsock: Option<UnixListener>) -> Self {
+        Self { vsock, ..Self::default() }
+    }
+
     /// The machine, once created.
     pub const fn machine(&self) -> Option<&Machine> {
         self.machine.as_ref()
@@ -111,7 +119,11 @@ impl Supervisor {
         };
         match self.perform(action, request, descriptors) {
             Ok(mut answer) => {
+                let left = next.phase == Phase::Disowned && self.custody.phase != Phase::Disowned;
                 self.custody = next;
+                if left && let Some(machine) = &self.machine {
+                    machine.left();
+                }
                 if let Reply::Hello { phase, .. } = &mut answer.reply {
                     *phase = self.custody.phase;
                 }
@@ -175,6 +187,7 @@ impl Supervisor {
             dirty: File::from(dirty),
             console: File::from(console),
             tap: if count > without_tap { fds.next().map(File::from) } else { None },
+            vsock: self.clone_vsock()?,
             disks: disk_files(&spec, fds.map(File::from)),
         };
         let created = Machine::create(spec, descriptors);
@@ -184,6 +197,12 @@ impl Supervisor {
         };
         self.machine = Some(created.map_err(|error| Refused::new(code(&error), &error))?);
         Ok(Reply::Done)
+    }
+
+    /// A copy: a machine that cannot be made may be tried again.
+    fn clone_vsock(&self) -> Result<Option<UnixListener>, Refused> {
+        let copy = self.vsock.as_ref().map(UnixListener::try_clone).transpose();
+        copy.map_err(|error| Refused::new(Code::Host, &error))
     }
 
     fn describe(&self) -> Result<Answer, Refused> {
@@ -216,6 +235,7 @@ impl Supervisor {
             };
             self.custody = self.custody.guest_ended(end);
         }
+        machine.left();
         // A pause may have found out before.
         let end = self.custody.ended.clone().filter(|_| !self.end_noticed)?;
         self.end_noticed = true;
@@ -263,6 +283,7 @@ fn on_machine(
         (Action::SerialInput, Request::SerialInput(bytes)) => {
             machine.serial_input(&bytes).map_err(|error| Refused::new(Code::BadArgument, &error))?
         }
+        (Action::BalloonStats, _) => return Ok(Reply::Balloon(machine.bus().balloon().read())),
         (Action::PowerButton, _) => {
             machine.power_button().map_err(|error| Refused::new(Code::Host, &error))?
         }

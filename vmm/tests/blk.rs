@@ -387,7 +387,7 @@ fn chains_that_cannot_be_requests_stop_the_device() {
         assert_eq!(disk.driver.status(), 15 | NEEDS_RESET, "{name}");
         assert_eq!(disk.driver.used(0).0, 0, "{name}");
         disk.driver.set_index(0, 0);
-        disk.driver.made_available = [0; 2];
+        disk.driver.made_available = [0; 5];
         let mut disk = disk.start();
         assert_eq!(disk.request(SYNC, 0, &[]), (OK, 1), "{name}");
     }
@@ -448,7 +448,7 @@ fn neither_a_pause_nor_a_reset_leaves_anything_under_way() {
 fn a_driver_that_does_not_flush_has_its_writes_synced() {
     let mut disk = Disk::started(None);
     disk.driver.write(0x70, 0);
-    disk.driver.made_available = [0; 2];
+    disk.driver.made_available = [0; 5];
     disk.driver.set_index(0, 0);
     disk.driver.put(common::driver::rings(0) + 0x2000, [0; 4]);
     let mut disk = Disk { driver: disk.driver.start(1), ..disk };

@@ -33,7 +33,7 @@ fn what_a_driver_finds() {
     driver.write(0x14, 1);
     assert_eq!(driver.read(0x10), 1, "VERSION_1");
     driver.write(0x14, 0);
-    assert_eq!(driver.read(0x10), 1 << 5 | 1 << 16, "MAC and STATUS");
+    assert_eq!(driver.read(0x10), 0x1_bba3, "MAC, STATUS and offloads");
     let mut mac = [0; 6];
     driver.transport.read(0x100, &mut mac);
     assert_eq!(mac, [2, 0, 0, 0, 0, 9]);
@@ -48,9 +48,13 @@ fn what_a_driver_finds() {
 
 #[test]
 fn features_are_negotiated_and_not_just_taken() {
-    for (features, accepted) in
-        [(1 << 32, true), (1 << 32 | 1 << 5, true), (1 << 5, false), (1 << 32 | 1 << 1, false)]
-    {
+    for (features, accepted) in [
+        (1 << 32, true),
+        (1 << 32 | 1 << 5, true),
+        (1 << 5, false),
+        (1 << 32 | 1 << 1, true),
+        (1 << 32 | 1 << 10, false),
+    ] {
         let (mut driver, _tap) = net();
         driver.features(features);
         assert_eq!(driver.status() & 8 != 0, accepted, "{features:#x}");
@@ -112,6 +116,50 @@ fn a_packet_larger_than_its_buffer_is_dropped_and_the_next_one_arrives() {
     tap.send(&[2; 200]).unwrap();
     driver.notify(0);
     assert_eq!(driver.used(0), (2, 1, 200));
+    assert_eq!(driver.status(), 15);
+}
+
+/// Several small buffers make up a large packet, and the driver sees all of them at once.
+#[test]
+fn large_packets_are_spread_over_merged_buffers() {
+    const GUEST_CSUM: u64 = 1 << 1;
+    const GUEST_TSO4: u64 = 1 << 7;
+    const MRG_RXBUF: u64 = 1 << 15;
+    let (driver, tap) = net();
+    let mut driver = driver.start_with(2, GUEST_CSUM | GUEST_TSO4 | MRG_RXBUF);
+    let header = [1, 1, 54, 0, 100, 0, 34, 0, 16, 0, 0, 0];
+    let mut frame = header.to_vec();
+    frame.extend((0..9000u32).map(|at| u8::try_from(at % 251).unwrap()));
+    // Not enough room for any packet: nothing is read, until the driver says that this is all there is.
+    for index in 0..3 {
+        driver.descriptor(0, index, (0x20_0000 + u64::from(index) * 0x1_0000, 4096), WRITE, 0);
+        driver.offer(0, index);
+    }
+    tap.send(&frame).unwrap();
+    driver.transport.host_event();
+    assert_eq!(driver.used(0).0, 0);
+    assert!(!driver.transport.wants_host_event());
+    driver.notify(0);
+    assert_eq!(driver.used(0), (3, 2, 9012 - 2 * 4096));
+    let mut got = vec![0; 9012];
+    for (at, part) in (0u64..).zip(got.chunks_mut(4096)) {
+        driver.ram.memory().read_slice(part, GuestAddress(0x20_0000 + at * 0x1_0000)).unwrap();
+    }
+    assert_eq!(got[..12], [1, 1, 54, 0, 100, 0, 34, 0, 16, 0, 3, 0], "three buffers");
+    assert_eq!(got[12..], frame[12..]);
+    // A packet that no buffers hold is lost, and the buffers serve the next one.
+    driver.offer(0, 1);
+    tap.send(&frame).unwrap();
+    tap.send(&frame[..100]).unwrap();
+    driver.notify(0);
+    assert_eq!(driver.used(0), (4, 1, 100));
+    // With room for the largest, the tap is read as packets come.
+    driver.descriptor(0, 0, (0x30_0000, 70_000), WRITE, 0);
+    driver.offer(0, 0);
+    driver.notify(0);
+    tap.send(&frame).unwrap();
+    driver.transport.host_event();
+    assert_eq!(driver.used(0), (5, 0, 9012));
     assert_eq!(driver.status(), 15);
 }
 
@@ -185,7 +233,7 @@ fn broken_rules_stop_the_device() {
         assert!(tap.recv(&mut [0; 16]).is_err(), "{name}");
 
         driver.set_index(1, 0);
-        driver.made_available = [0; 2];
+        driver.made_available = [0; 5];
         let mut driver = driver.start(2);
         driver.offer(1, 0);
         driver.notify(1);

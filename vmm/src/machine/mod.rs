@@ -9,6 +9,7 @@ mod snapshot;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -31,9 +32,11 @@ use crate::platform::{self, Platform};
 use crate::serial::{self, BacklogFull, IrqLine, SerialPort};
 use crate::shm::ShmError;
 use crate::vcpu::{Shared, Vcpus};
+use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Blk, DiskError, Held, Overlay};
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::Vsock;
 use crate::virtio::{self, Device, Resources, Transport};
 
 pub use snapshot::SnapshotError;
@@ -54,6 +57,8 @@ pub struct Descriptors {
     pub console: File,
     /// Tap; a machine without one has no network interface.
     pub tap: Option<File>,
+    /// Where connections to its vsock ports come in; not `mashined`'s, but inherited by the process.
+    pub vsock: Option<UnixListener>,
     /// For each disk of the spec, its overlay, and its base if it has one.
     pub disks: Vec<DiskFiles>,
 }
@@ -167,7 +172,7 @@ impl Machine {
     /// # Errors
     /// [`CreateError`].
     pub fn create(spec: MachineSpec, descriptors: Descriptors) -> Result<Self, CreateError> {
-        let Descriptors { kvm, ram: ram_file, dirty: dirty_file, console: console_file, tap, disks } =
+        let Descriptors { kvm, ram: ram_file, dirty: dirty_file, console: console_file, tap, vsock, disks } =
             descriptors;
         let space = spec.space();
         let dirty = Arc::new(DirtyBitmap::new(&dirty_file, space.pages())?);
@@ -175,7 +180,7 @@ impl Machine {
         let vm = Arc::new(Vm::new(kvm, &ram)?);
         let files = Files { ram: ram_file, dirty: dirty_file, console: console_file, tap, disks };
         let (disks, held) = open_disks(&spec, &ram, &dirty, &files)?;
-        let bus = Arc::new(make_bus(&spec, &vm, &ram, &files, disks)?);
+        let bus = Arc::new(make_bus(&spec, &vm, &ram, &files, (vsock, disks))?);
         let ended_event =
             EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(CreateError::Events)?;
         let shared = Arc::new(Shared {
@@ -267,6 +272,15 @@ impl Machine {
     /// [`std::io::Error`] when the interrupt cannot be raised.
     pub fn power_button(&self) -> std::io::Result<()> {
         self.bus.platform().press_power_button()
+    }
+
+    /// The guest has ended or was given away: what connected it to this host is closed.
+    pub fn left(&self) {
+        for slot in 0..self.bus.slots() {
+            if let Some(mut transport) = self.bus.transport(slot) {
+                transport.left();
+            }
+        }
     }
 
     /// Lets the vCPUs run. The event loop listens to the devices from now on.
@@ -418,7 +432,7 @@ fn make_bus(
     vm: &Vm,
     ram: &Ram,
     files: &Files,
-    disks: Vec<Blk>,
+    (vsock, disks): (Option<UnixListener>, Vec<Blk>),
 ) -> Result<Bus, CreateError> {
     let serial = SerialPort::new(irq_line(vm, serial::GSI)?, ConsoleRing::new(&files.console)?);
     let mut generation = [0; 16];
@@ -433,6 +447,10 @@ fn make_bus(
         devices.push(Box::new(Net::new(tap, spec.mac)));
     }
     devices.push(Box::new(Rng));
+    devices.push(Box::new(Vsock::new(vsock).map_err(CreateError::Events)?));
+    let balloon = Balloon::new(&files.ram, ram).map_err(CreateError::Events)?;
+    let gauge = balloon.gauge();
+    devices.push(Box::new(balloon));
     // Last, so that the first disk is the first whatever else there is.
     devices.extend(disks.into_iter().map(|disk| -> Box<dyn Device> { Box::new(disk) }));
 
@@ -448,7 +466,7 @@ fn make_bus(
         let transport = Transport::new(device, Arc::clone(ram.memory()), resources);
         transports.push(Arc::new(Mutex::new(transport)));
     }
-    Ok(Bus::new(serial, platform, transports))
+    Ok(Bus::new(serial, platform, transports, gauge))
 }
 
 /// An interrupt line of a device that raises it by itself.

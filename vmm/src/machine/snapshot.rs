@@ -5,8 +5,8 @@
 //! vCPUs' local APICs: an edge that arrives in between is then in one of the two, never in neither. Restoring sets the chips before the vCPUs' local APICs, and the clock last, when all else has been set.
 
 use wire::state::{
-    BlkState, ClockState, Component, DiskShape, DisksState, IrqchipState, NetState, PitState, PlatformState,
-    RngState, ShapeState, StateArchive, StateError,
+    BalloonState, BlkState, ClockState, Component, DiskShape, DisksState, IrqchipState, NetState, PitState,
+    PlatformState, RngState, ShapeState, StateArchive, StateError, VsockState,
 };
 
 use super::{Machine, clock};
@@ -125,6 +125,8 @@ impl Machine {
             match transport.name() {
                 NetState::NAME => archive.add(0, &NetState { virtio, mac: self.spec.mac })?,
                 BlkState::NAME => archive.add(disks.next().unwrap_or(u32::MAX), &BlkState { virtio })?,
+                VsockState::NAME => archive.add(0, &VsockState { virtio })?,
+                BalloonState::NAME => archive.add(0, &BalloonState { virtio })?,
                 _ => archive.add(0, &RngState { virtio })?,
             }
         }
@@ -159,6 +161,8 @@ impl Machine {
             let virtio = match transport.name() {
                 NetState::NAME => archive.take::<NetState>(0)?.virtio,
                 BlkState::NAME => archive.take::<BlkState>(disks.next().unwrap_or(u32::MAX))?.virtio,
+                VsockState::NAME => archive.take::<VsockState>(0)?.virtio,
+                BalloonState::NAME => archive.take::<BalloonState>(0)?.virtio,
                 _ => archive.take::<RngState>(0)?.virtio,
             };
             transport.restore(&virtio)?;

@@ -5,11 +5,13 @@
 //! per event; what they forbid puts the device into `NEEDS_RESET`, where it does nothing until the driver resets it. Neither
 //! the VMM nor any other device notices.
 
+pub mod balloon;
 pub mod blk;
 pub mod net;
 pub mod queue;
 pub mod rng;
 mod transport;
+pub mod vsock;
 
 use std::os::fd::BorrowedFd;
 
@@ -103,6 +105,12 @@ pub trait Device: Send {
         let _ = (queues, memory);
         Ok(Progress::default())
     }
+    /// The driver, which has accepted `features`, begins to work with the device; or had, when the machine was saved, and this is the `restored` device.
+    fn started(&mut self, features: u64, restored: bool) {
+        let _ = (features, restored);
+    }
+    /// The guest has ended or was given away; should it be taken back, it goes on from here.
+    fn left(&mut self) {}
     /// Goes back to the state after power-on. Nothing is under way afterwards.
     fn reset(&mut self);
 }

@@ -3,11 +3,12 @@
 //! virtio-queue bounds a chain by the length of its table; an indirect table can have 65,535 entries, so that a chain
 //! is bounded once more here, in descriptors and in bytes.
 
+use std::num::Wrapping;
 use std::sync::atomic::Ordering;
 
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::memory::GuestMemory;
 
@@ -65,6 +66,28 @@ pub fn push(queue: &mut Queue, memory: &GuestMemory, head: u16, bytes: u32) -> R
     Ok(queue.add_used(memory, head, bytes)?)
 }
 
+/// Gives several chains back at once, each with the bytes written into it: the driver sees all of them or none.
+///
+/// # Errors
+/// [`QueueError`] when a head is not an entry of the ring, or the ring cannot be written.
+pub fn push_all(queue: &mut Queue, memory: &GuestMemory, used: &[(u16, u32)]) -> Result<(), QueueError> {
+    let size = queue.size();
+    let mut next = Wrapping(queue.next_used());
+    for &(head, bytes) in used {
+        if head >= size {
+            return Err(virtio_queue::Error::InvalidDescriptorIndex.into());
+        }
+        let slot = u64::from(next.0 % size);
+        let at = GuestAddress(queue.used_ring()).checked_add(4 + 8 * slot);
+        let at = at.ok_or(virtio_queue::Error::AddressOverflow)?;
+        memory.write_obj((u64::from(head) | u64::from(bytes) << 32).to_le(), at)?;
+        next += 1;
+    }
+    queue.set_next_used(next.0);
+    let at = GuestAddress(queue.used_ring()).checked_add(2).ok_or(virtio_queue::Error::AddressOverflow)?;
+    Ok(memory.store(next.0.to_le(), at, Ordering::Release)?)
+}
+
 /// Whether the driver wants to be interrupted for used entries.
 pub fn wants_interrupt(queue: &Queue, memory: &GuestMemory) -> bool {
     let flags = memory.load::<u16>(GuestAddress(queue.avail_ring()), Ordering::Acquire);
@@ -86,6 +109,11 @@ fn descriptors(chain: Chain<'_>, writable: bool) -> impl Iterator<Item = Result<
 
 fn length(descriptor: &Descriptor) -> Result<usize, QueueError> {
     usize::try_from(descriptor.len()).map_err(|_| QueueError::TooLarge)
+}
+
+/// The descriptors of `chain`, all of which must be for the device to write.
+pub fn writable(chain: Chain<'_>) -> impl Iterator<Item = Result<Descriptor, QueueError>> {
+    descriptors(chain, true)
 }
 
 /// Copies what the driver wrote into the chain to `buffer`, and gives its length.

@@ -240,6 +240,11 @@ impl Transport {
         let _pending = self.resources.interrupt.write(1);
     }
 
+    /// The guest has ended or was given away.
+    pub fn left(&mut self) {
+        self.device.left();
+    }
+
     /// After a restore: what may have been on its way when the source paused (a notification not yet seen, an interrupt
     /// not yet delivered) is done once more. Drivers take both as spurious when they were not lost.
     pub fn resume(&mut self) {
@@ -340,6 +345,7 @@ impl Transport {
             self.device.negotiated(self.driver_features);
         }
         if added & DRIVER_OK != 0 {
+            self.device.started(self.driver_features, false);
             // Buffers that the driver made available before; and the event loop looks at the host's side again.
             self.resume();
         }
@@ -459,6 +465,9 @@ impl Transport {
         self.config_generation = saved.config_generation;
         if self.status & FEATURES_OK != 0 {
             self.device.negotiated(self.driver_features);
+        }
+        if self.status & DRIVER_OK != 0 {
+            self.device.started(self.driver_features, true);
         }
         Ok(())
     }

@@ -27,7 +27,8 @@ pub struct Driver {
     pub ram: Ram,
     pub dirty: Arc<DirtyBitmap>,
     pub transport: Transport,
-    pub made_available: [u16; 2],
+    pub made_available: [u16; 5],
+    pub ram_file: File,
 }
 
 /// First page of a queue's rings: descriptors, available ring and used ring, a page each.
@@ -45,14 +46,24 @@ impl Driver {
         pages: u64,
         make: impl FnOnce(&Arc<GuestMemory>, &Arc<DirtyBitmap>) -> Box<dyn Device>,
     ) -> Self {
+        Self::made(pages, |ram, _, dirty| make(ram.memory(), dirty))
+    }
+
+    /// For a device that is made for the RAM and its memfd.
+    pub fn with_file(make: impl FnOnce(&Ram, &File) -> Box<dyn Device>) -> Self {
+        Self::made(0, |ram, file, _| make(ram, file))
+    }
+
+    fn made(pages: u64, make: impl FnOnce(&Ram, &File, &Arc<DirtyBitmap>) -> Box<dyn Device>) -> Self {
         let size = RamSize::from_bytes(RAM).unwrap();
         let pages = size.pages() + pages;
         let dirty = Arc::new(DirtyBitmap::new(&memfd(pages / 8), pages).unwrap());
-        let ram = Ram::new(&memfd(RAM), size, &dirty).unwrap();
-        let device = make(ram.memory(), &dirty);
+        let ram_file = memfd(RAM);
+        let ram = Ram::new(&ram_file, size, &dirty).unwrap();
+        let device = make(&ram, &ram_file, &dirty);
         let resources = Resources::new(device.queue_sizes().len()).unwrap();
         let transport = Transport::new(device, Arc::clone(ram.memory()), resources);
-        Self { ram, dirty, transport, made_available: [0; 2] }
+        Self { ram, dirty, transport, made_available: [0; 5], ram_file }
     }
 
     pub fn write(&mut self, offset: u64, value: u32) {
@@ -97,8 +108,13 @@ impl Driver {
     }
 
     /// Sets everything up by the rules.
-    pub fn start(mut self, queues: u16) -> Self {
-        self.features(1 << 32);
+    pub fn start(self, queues: u16) -> Self {
+        self.start_with(queues, 0)
+    }
+
+    /// As [`Driver::start`], with some of the device's features.
+    pub fn start_with(mut self, queues: u16, features: u64) -> Self {
+        self.features(1 << 32 | features);
         assert_eq!(self.status(), 11);
         for queue in 0..queues {
             self.queue(queue, rings(queue));

@@ -80,6 +80,22 @@ pub struct BlkState {
     pub virtio: VirtioState,
 }
 
+/// virtio-vsock. Connections are not part of it: they end on the host that they came from, and a restored device tells the guest so.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct VsockState {
+    /// Transport and queues.
+    pub virtio: VirtioState,
+}
+
+/// virtio-balloon.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct BalloonState {
+    /// Transport and queues.
+    pub virtio: VirtioState,
+}
+
 /// The 16550.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug))]

@@ -21,7 +21,10 @@ mod shape;
 mod vcpu;
 
 pub use chips::{ClockState, IrqchipState, PitState};
-pub use device::{BlkState, NetState, QueueState, RngState, SerialState, TransportState, VirtioState};
+pub use device::{
+    BalloonState, BlkState, NetState, QueueState, RngState, SerialState, TransportState, VirtioState,
+    VsockState,
+};
 pub use disks::{DiskShape, DisksState};
 pub use platform::PlatformState;
 pub use shape::ShapeState;
@@ -98,6 +101,8 @@ component! {
     NetState => "net", 1;
     RngState => "rng", 1;
     BlkState => "blk", 1;
+    VsockState => "vsock", 1;
+    BalloonState => "balloon", 1;
     PlatformState => "platform", 1;
     DisksState => "disks", 1;
 }

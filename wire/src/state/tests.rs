@@ -186,11 +186,13 @@ fn golden_components() {
         sum(&PlatformState { pending_events: 1, generation_id: [7; 16] }),
         sum(&BlkState { virtio: virtio() }),
         sum(&DisksState { disks: vec![disk] }),
+        sum(&VsockState { virtio: virtio() }),
+        sum(&BalloonState { virtio: virtio() }),
     ];
     assert_eq!(sums, COMPONENTS);
 }
 
-const COMPONENTS: [(usize, u32); 11] = [
+const COMPONENTS: [(usize, u32); 13] = [
     (56, 0xf9fa_49b3),
     (160, 0x331b_8bde),
     (28, 0x9f1e_5092),
@@ -202,4 +204,6 @@ const COMPONENTS: [(usize, u32); 11] = [
     (20, 0x9c03_9a5b),
     (128, 0xe3b7_5e21),
     (24, 0x9ec2_198a),
+    (128, 0xe3b7_5e21),
+    (128, 0xe3b7_5e21),
 ];

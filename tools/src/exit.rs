@@ -5,7 +5,7 @@
 //! | 0 | done |
 //! | 1 | something local failed (a file, the terminal) |
 //! | 2 | the command line or a value is wrong |
-//! | 3 | no such machine, host or migration |
+//! | 3 | no such machine, host, migration or image |
 //! | 4 | conflict: name taken, wrong state, a migration is running, too late |
 //! | 5 | refused or failed: no host can take it, the host refused, the migration failed, no valid token |
 //! | 6 | the wait ended first |
@@ -39,6 +39,14 @@ pub enum Failure {
         /// What.
         detail: String,
         /// What to give instead.
+        remedy: String,
+    },
+    /// What was named is not there.
+    #[error("{detail}")]
+    Absent {
+        /// What.
+        detail: String,
+        /// Where to look.
         remedy: String,
     },
     /// What was asked for was tried and failed.
@@ -88,6 +96,7 @@ impl Failure {
             Self::Problem(problem) => problem_code(problem.code),
             Self::Unreachable { .. } => 7,
             Self::Usage { .. } => 2,
+            Self::Absent { .. } => 3,
             Self::Failed { .. } | Self::Answer(_) => 5,
             Self::Local { .. } => 1,
             Self::Exited(code) => *code,
@@ -102,7 +111,10 @@ impl Failure {
                 "start mashines-control, or set MASHINES_URL (http://IP:PORT or unix:PATH) or run `mashines login`"
             }
             Self::Answer(_) => "use the same release of `mashines` and `mashines-control`",
-            Self::Usage { remedy, .. } | Self::Failed { remedy, .. } | Self::Local { remedy, .. } => remedy,
+            Self::Usage { remedy, .. }
+            | Self::Absent { remedy, .. }
+            | Self::Failed { remedy, .. }
+            | Self::Local { remedy, .. } => remedy,
             Self::Exited(_) | Self::Interrupted => "",
         }
     }

@@ -98,7 +98,46 @@ pub fn make(tree: &Path, file: &Path, size_bytes: Option<u64>, seed: &str) -> Re
         .arg(file)
         .env("E2FSPROGS_FAKE_TIME", epoch().to_string())
         .run()?;
+    settle_inodes(file)?;
     check(file)
+}
+
+/// Sets the times that a tree cannot be given, of changes to inodes and of reading, to one that is always the same: `mke2fs` copies
+/// them from the tree, where they are those of this job.
+fn settle_inodes(file: &Path) -> Result<(), DiskError> {
+    let text = Tool::new("dumpe2fs", "e2fsprogs").arg(file).run()?;
+    let script = file.with_extension("inodes");
+    let epoch = epoch();
+    let mut lines = String::new();
+    for inode in used_inodes(&String::from_utf8_lossy(&text)) {
+        lines.push_str(&format!("sif <{inode}> ctime @{epoch}\nsif <{inode}> atime @{epoch}\n"));
+    }
+    fs::write(&script, lines).map_err(io_error(&script))?;
+    Tool::new("debugfs", "e2fsprogs")
+        .args(["-w", "-f"])
+        .args([&script, file])
+        .env("E2FSPROGS_FAKE_TIME", epoch.to_string())
+        .run()?;
+    fs::remove_file(&script).map_err(io_error(&script))
+}
+
+/// The inodes that `dumpe2fs` does not list as free: the root's, and those after the reserved ones.
+fn used_inodes(text: &str) -> Vec<u64> {
+    let count = text.lines().find_map(|line| line.strip_prefix("Inode count:"));
+    let count: u64 = count.and_then(|count| count.trim().parse().ok()).unwrap_or(0);
+    let mut used = vec![2];
+    let mut next = 11;
+    // The first such line is the sum; those of groups are indented.
+    for line in text.lines().filter_map(|line| line.trim_end().strip_prefix("  Free inodes:")) {
+        for range in line.split(',').map(str::trim).filter(|range| !range.is_empty()) {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let (Ok(first), Ok(last)) = (first.parse::<u64>(), last.parse::<u64>()) else { continue };
+            used.extend(next..first);
+            next = next.max(last.saturating_add(1));
+        }
+    }
+    used.extend(next..=count);
+    used
 }
 
 /// `SOURCE_DATE_EPOCH`, or a time of no meaning: the superblock says when a disk was made, and that must not differ.
@@ -251,6 +290,14 @@ mod tests {
             size(Contents { bytes: u64::MAX, inodes: 1 }, 1, None),
             Err(DiskError::Size { .. })
         ));
+    }
+
+    #[test]
+    fn used_inodes_are_those_that_are_not_free() {
+        let text = "Inode count:              30\nFree inodes:              13\n  Free inodes: 13-14, 17\n  Free inodes: \n  Free inodes: 21-30\n";
+        assert_eq!(used_inodes(text), [2, 11, 12, 15, 16, 18, 19, 20]);
+        assert_eq!(used_inodes("Inode count: 12\n"), [2, 11, 12]);
+        assert_eq!(used_inodes(""), [2]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Layers over each other, and images in all forms.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! Images of registries: a real one (Debian's docker-registry), and one that lies.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,7 @@
 //! The store: what is published is whole, what is removed is gone, and many can do both at once.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;

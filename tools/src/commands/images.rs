@@ -10,7 +10,7 @@ use image::kernel::Choice;
 use image::manifest::Manifest;
 use image::name::ImageName;
 use image::progress::Progress;
-use image::store::{Freed, Store};
+use image::store::{Freed, Store, StoreError};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -51,7 +51,11 @@ fn failure(error: &image::Error) -> Failure {
         detail.push_str(&inner.to_string());
         cause = inner.source();
     }
-    Failure::Failed { detail, remedy: error.remedy().to_owned() }
+    let remedy = error.remedy().to_owned();
+    match error {
+        image::Error::Store(StoreError::NoSuchImage(_)) => Failure::Absent { detail, remedy },
+        _ => Failure::Failed { detail, remedy },
+    }
 }
 
 async fn make(args: args::BuildImage, json: bool) -> Result<(), Failure> {
@@ -145,12 +149,7 @@ fn list(store: &Store, json: bool) -> Result<(), Failure> {
 fn remove(store: &Store, names: &[ImageName], json: bool) -> Result<(), Failure> {
     let mut freed = Freed::default();
     for name in names {
-        let more = store.remove(name).map_err(|error| match error {
-            image::store::StoreError::NoSuchImage(_) => {
-                Failure::usage(error.to_string(), "see `mashines image ls`")
-            }
-            error => failure(&error.into()),
-        })?;
+        let more = store.remove(name).map_err(|error| failure(&error.into()))?;
         freed.blobs += more.blobs;
         freed.bytes += more.bytes;
     }

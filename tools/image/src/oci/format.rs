@@ -242,7 +242,7 @@ mod tests {
         for none in [index(&[one("linux", "arm64")]), index(&[one("windows", "amd64")]), index(&[])] {
             assert!(matches!(document(none.as_bytes()), Err(OciError::Architecture(_))));
         }
-        let arm = format!(r#"{{"os":"linux","architecture":"arm64","rootfs":{{"diff_ids":[]}}}}"#);
+        let arm = r#"{"os":"linux","architecture":"arm64","rootfs":{"diff_ids":[]}}"#;
         assert!(matches!(config(arm.as_bytes()), Err(OciError::Architecture(text)) if text == "linux/arm64"));
     }
 

@@ -39,6 +39,9 @@ struct Options {
     /// Kernel (a path on the hosts) of machines whose launch names none.
     #[arg(long, value_name = "FILE")]
     default_kernel: Option<String>,
+    /// Directory of images, as `mashines image` fills it; hosts fetch from it what they lack.
+    #[arg(long, value_name = "DIR", env = "MASHINES_IMAGES", default_value = "/var/lib/mashines/images")]
+    images: PathBuf,
     /// How often hosts send heartbeats; silent for three of them they count as lost.
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(50..=60_000))]
     heartbeat_ms: u32,
@@ -90,9 +93,9 @@ async fn main() -> anyhow::Result<()> {
         format!("opening {} (is another mashines-control running on this state directory?)", path.display())
     })?;
     let (core, stopped) = Handle::start(Box::new(store), config(&options)).context("taking up the store")?;
-    let hosts = Server::start(options.fleet_listen, &trust, core.clone())?;
+    let hosts = Server::start(options.fleet_listen, &trust, core.clone(), &options.images)?;
     tracing::info!(address = %hosts.address(), "hosts may dial in");
-    let rest = tokio::spawn(serve_rest(options.listen, core, token));
+    let rest = tokio::spawn(serve_rest(options.listen, core, token, options.images));
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     tokio::select! {
         error = stopped => match error.ok().flatten() {
@@ -128,14 +131,17 @@ fn load_trust(fleet: &Path) -> anyhow::Result<pki::Trust> {
     })
 }
 
-async fn serve_rest(listen: Listen, core: Handle, token: Token) -> anyhow::Result<()> {
+async fn serve_rest(listen: Listen, core: Handle, token: Token, images: PathBuf) -> anyhow::Result<()> {
     match listen {
         Listen::Tcp(address) => {
             let listener = TcpListener::bind(address)
                 .await
                 .with_context(|| format!("cannot listen on {address} for the REST API"))?;
             tracing::info!(address = %listener.local_addr()?, "REST API");
-            warp::serve(rest::routes(core, Access::Token(token))).incoming(listener).run().await;
+            warp::serve(rest::routes(core, Access::Token(token), images.into()))
+                .incoming(listener)
+                .run()
+                .await;
         }
         Listen::Unix(path) => {
             remove_stale_socket(&path)?;
@@ -145,7 +151,7 @@ async fn serve_rest(listen: Listen, core: Handle, token: Token) -> anyhow::Resul
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
                 .with_context(|| format!("setting the mode of {}", path.display()))?;
             tracing::info!(path = %path.display(), "REST API");
-            warp::serve(rest::routes(core, Access::SocketMode)).incoming(listener).run().await;
+            warp::serve(rest::routes(core, Access::SocketMode, images.into())).incoming(listener).run().await;
         }
     }
     Ok(())

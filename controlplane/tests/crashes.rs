@@ -6,7 +6,7 @@
 mod common;
 
 use common::{Rig, host};
-use controlplane::api::{MachineState, Phase};
+use controlplane::api::{MachineState, Phase, StopRequest};
 use controlplane::core::MachineRef;
 use controlplane::testing::Fault;
 use wire::fleet::RefusalCode;
@@ -110,7 +110,7 @@ fn stop_start_and_remove() {
     at_every_write(|rig| {
         let machine = rig.launch("web", "a");
         rig.until_state("web", MachineState::Started);
-        rig.call(|core| core.stop(&MachineRef::Id(machine.id))).unwrap();
+        rig.call(|core| core.stop(&MachineRef::Id(machine.id), &StopRequest::default())).unwrap();
         rig.until_state("web", MachineState::Stopped);
         assert!(rig.world.traces(machine.id).is_empty());
         let start =

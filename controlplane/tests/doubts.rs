@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Rig, host};
-use controlplane::api::{EventKind, MachineState, Phase};
+use controlplane::api::{EventKind, MachineState, Phase, StopRequest};
 use controlplane::core::MachineRef;
 use controlplane::testing::Fault;
 use wire::ids::{Epoch, MachineId, MigrationId};
@@ -31,7 +31,7 @@ fn a_target_out_of_sight_keeps_the_machine_paused_until_it_answers() {
     assert_eq!(stuck.phase, Phase::InDoubt);
     assert!(stuck.message.unwrap().starts_with("waits for b, which is not in sight"));
     assert!(rig.world.running(machine).is_empty(), "nobody may run it");
-    assert!(rig.call(|core| core.stop(&MachineRef::Id(machine))).is_err());
+    assert!(rig.call(|core| core.stop(&MachineRef::Id(machine), &StopRequest::default())).is_err());
     rig.restart();
     rig.rounds(50);
     assert_eq!(rig.migration(migration).phase, Phase::InDoubt);

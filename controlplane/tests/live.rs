@@ -57,10 +57,14 @@ async fn start(ca: &FleetCa, directory: &Path, hosts: SocketAddr) -> Running {
     let store = RedbStore::open(&directory.join("control.redb"), StoreOptions::default()).unwrap();
     let (core, stopped) = Handle::start(Box::new(store), config()).unwrap();
     let trust = Trust::new(ca.cert_pem(), &ca.issue("control", Kind::Control).unwrap()).unwrap();
-    let server = Server::start(hosts, &trust, core.clone()).unwrap();
+    let server = Server::start(hosts, &trust, core.clone(), Path::new("/nonexistent")).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let routes = rest::routes(core.clone(), Access::Token(Token::new(TOKEN).unwrap()));
+    let routes = rest::routes(
+        core.clone(),
+        Access::Token(Token::new(TOKEN).unwrap()),
+        Path::new("/nonexistent").into(),
+    );
     let rest = tokio::spawn(warp::serve(routes).incoming(listener).run());
     Running { url, hosts: server.address(), core, stopped, server, rest }
 }
@@ -76,6 +80,7 @@ impl Fleet {
             |host: &HostName| FakeHost::start(&world, host, host.as_str(), &ca, running.hosts).unwrap();
         let hosts = names.iter().map(join).collect();
         // An idle connection would keep the control plane of before a restart alive.
+        let _chosen = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
         let fleet = Self { ca, world, hosts, directory, running: Some(running), http };
         fleet.hosts_are("online", names.len()).await;

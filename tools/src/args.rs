@@ -1,5 +1,7 @@
 //! What can be typed.
 
+mod images;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,6 +10,9 @@ use controlplane::api::MachineState;
 use controlplane::core::MachineRef;
 use wire::ids::{HostName, MachineName, MigrationId};
 
+pub use images::{BuildImage, Image, ImagePart, ImportImage, Store};
+
+use crate::session::copy::Place;
 use crate::units::{parse_duration, parse_memory};
 
 /// Launches, moves and looks after machines that never have to restart.
@@ -46,17 +51,29 @@ pub enum Command {
     Migrations(Migrations),
     /// Show what happened.
     Events(Events),
+    /// Run a command in a machine; it goes on while the machine moves. Exits with the command's code.
+    Exec(Execute),
+    /// A shell in a machine; it stays open while the machine moves.
+    Enter(Enter),
+    /// Copy files to or from a machine: `mashines cp FILE NAME:/path`, `mashines cp NAME:/path FILE`.
+    Cp(Copy),
     /// Show a machine's serial console.
     Logs(Logs),
-    /// End a machine; its name and addresses stay.
-    Stop(Act),
+    /// End a machine; its disks, name and addresses stay.
+    Stop(Stop),
     /// Boot a stopped machine again.
     Start(Act),
     /// Remove a machine.
     Rm(Rm),
+    /// SSH keys for machines launched from here.
+    #[command(subcommand)]
+    Key(Key),
     /// Look at hosts.
     #[command(subcommand)]
     Host(Host),
+    /// Make, import, list and remove images, in a directory of this machine.
+    #[command(subcommand)]
+    Image(Image),
 }
 
 /// `fleet`.
@@ -103,7 +120,25 @@ pub struct Launch {
     /// RAM, for example 512M or 1G.
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_memory)]
     pub memory: u64,
-    /// Kernel to boot (PVH ELF), a path on the host; the control plane has a default.
+    /// Image to make it from; see `mashines image ls`.
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["kernel", "initrd"])]
+    pub image: Option<String>,
+    /// Size of its root disk, for example 8G; the image's own size when absent.
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, requires = "image")]
+    pub disk: Option<u64>,
+    /// File with SSH public keys that may log in as root, besides those of `mashines key add`; may be repeated.
+    #[arg(long, value_name = "FILE", requires = "image")]
+    pub ssh_key: Vec<PathBuf>,
+    /// Environment of its first process; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable, requires = "image")]
+    pub env: Vec<(String, String)>,
+    /// File with user data for cloud-init.
+    #[arg(long, value_name = "FILE", requires = "image")]
+    pub user_data: Option<PathBuf>,
+    /// CPU that it sees: host, x86-64-v2, x86-64-v3 or x86-64-v4.
+    #[arg(long, value_name = "PROFILE")]
+    pub cpu: Option<String>,
+    /// Kernel to boot (PVH ELF or bzImage), a path on the host; the control plane has a default.
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<String>,
     /// Initial RAM disk, a path on the host.
@@ -118,6 +153,9 @@ pub struct Launch {
     /// Wait until it runs.
     #[command(flatten)]
     pub wait: Wait,
+    /// What to run in an image that has no init, instead of what the image says.
+    #[arg(last = true, value_name = "COMMAND", requires = "image")]
+    pub entrypoint: Vec<String>,
 }
 
 /// Whether to wait.
@@ -153,7 +191,41 @@ pub struct One {
     pub machine: MachineRef,
 }
 
-/// `start`, `stop`.
+/// `stop`.
+#[derive(Debug, Args)]
+pub struct Stop {
+    /// Name or id.
+    #[arg(value_name = "MACHINE")]
+    pub machine: MachineRef,
+    /// End it at once instead of asking its guest to shut down.
+    #[arg(long)]
+    pub force: bool,
+    /// How long the guest has to shut down before it is ended.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "force")]
+    pub grace: Option<Duration>,
+    /// Wait until it is done.
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// `key`.
+#[derive(Debug, Subcommand)]
+pub enum Key {
+    /// Let the keys of a file log in as root to every machine launched from now on.
+    Add {
+        /// A .pub file; `-` reads standard input.
+        file: PathBuf,
+    },
+    /// List them.
+    Ls,
+    /// Remove one, by its comment or its number in the list.
+    Rm {
+        /// Comment or number.
+        key: String,
+    },
+}
+
+/// `start`.
 #[derive(Debug, Args)]
 pub struct Act {
     /// Name or id.
@@ -227,6 +299,52 @@ pub struct Events {
     pub after: Option<u64>,
 }
 
+/// `exec`.
+#[derive(Debug, Args)]
+pub struct Execute {
+    /// Name or id.
+    #[arg(value_name = "MACHINE")]
+    pub machine: MachineRef,
+    /// Give the command a terminal.
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Pass standard input on.
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// User to run it as; root when absent.
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Directory to start in; the user's home when absent.
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// Environment; may be repeated.
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub env: Vec<(String, String)>,
+    /// Command and arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// `enter`.
+#[derive(Debug, Args)]
+pub struct Enter {
+    /// Name or id.
+    #[arg(value_name = "MACHINE")]
+    pub machine: MachineRef,
+    /// User; root when absent.
+    #[arg(short, long)]
+    pub user: Option<String>,
+}
+
+/// `cp`.
+#[derive(Debug, Args)]
+pub struct Copy {
+    /// File or directory; `NAME:/path` in a machine.
+    pub from: Place,
+    /// Where to.
+    pub to: Place,
+}
+
 /// `logs`.
 #[derive(Debug, Args)]
 pub struct Logs {
@@ -262,4 +380,12 @@ pub enum Host {
         /// Its name.
         name: HostName,
     },
+}
+
+/// Parses `NAME=VALUE`.
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("`{text}` is no variable: write NAME=VALUE")),
+    }
 }

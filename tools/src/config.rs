@@ -75,6 +75,11 @@ impl Config {
     }
 }
 
+/// Where the configuration and what belongs to it lie.
+pub fn directory() -> Option<PathBuf> {
+    path()?.parent().map(PathBuf::from)
+}
+
 fn path() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("MASHINES_CONFIG") {
         return Some(path.into());

@@ -5,6 +5,7 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use controlplane::core::{Config, Handle};
@@ -55,7 +56,9 @@ impl Fleet {
             };
             let (core, _) = Handle::start(Box::new(store), config).unwrap();
             let trust = Trust::new(ca.cert_pem(), &ca.issue("control", Kind::Control).unwrap()).unwrap();
-            let server = Server::start("127.0.0.1:0".parse().unwrap(), &trust, core.clone()).unwrap();
+            let images: Arc<Path> = directory.path().join("images").into();
+            let server =
+                Server::start("127.0.0.1:0".parse().unwrap(), &trust, core.clone(), &images).unwrap();
             let join = |name: &HostName| {
                 FakeHost::start(&world, name, name.as_str(), &ca, server.address()).unwrap()
             };
@@ -63,9 +66,11 @@ impl Fleet {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let url = format!("http://{}", listener.local_addr().unwrap());
             let token = Access::Token(Token::new(TOKEN).unwrap());
-            tokio::spawn(warp::serve(rest::routes(core.clone(), token)).incoming(listener).run());
+            tokio::spawn(
+                warp::serve(rest::routes(core.clone(), token, images.clone())).incoming(listener).run(),
+            );
             let unix = tokio::net::UnixListener::bind(&socket).unwrap();
-            tokio::spawn(warp::serve(rest::routes(core, Access::SocketMode)).incoming(unix).run());
+            tokio::spawn(warp::serve(rest::routes(core, Access::SocketMode, images)).incoming(unix).run());
             (server, fakes, url)
         });
         let socket = format!("unix:{}", socket.display());

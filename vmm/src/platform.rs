@@ -34,6 +34,17 @@ pub const SLEEP_STATUS_PORT: u16 = 0x609;
 pub const RESET_PORT: u16 = 0x60a;
 /// What is written to the reset register.
 pub const RESET_VALUE: u8 = 1;
+/// Where a PC's processor begins after a reset, below 1 MiB. Linux jumps there to restart a machine with hardware-reduced ACPI: it takes EFI for
+/// granted then, and the BIOS for the next best.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
+/// Our firmware, 16-bit code: writes [`RESET_VALUE`] to [`RESET_PORT`].
+pub const RESET_CODE: [u8; 9] = [
+    0xba, 0x0a, 0x06, // mov dx, 0x60a
+    0xb0, 0x01, // mov al, 1
+    0xee, // out dx, al
+    0xf4, // hlt
+    0xeb, 0xfd, // jmp to the hlt
+];
 /// pvpanic.
 pub const PANIC_PORT: u16 = 0x505;
 /// The sleep type that means off (`_S5`).
@@ -168,7 +179,7 @@ mod tests {
     use super::*;
     use vmm_sys_util::eventfd::EventFd;
 
-    fn chip() -> (Platform, EventFd) {
+    fn new_chip() -> (Platform, EventFd) {
         let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         (Platform::new(IrqLine::new(event.try_clone().unwrap()), [7; 16]), event)
     }
@@ -204,8 +215,14 @@ mod tests {
     }
 
     #[test]
+    fn the_restart_code_writes_what_resets() {
+        let [_, low, high, _, value, ..] = RESET_CODE;
+        assert_eq!(end_of(u16::from_le_bytes([low, high]), &[value]), Some(GuestEnd::Reset));
+    }
+
+    #[test]
     fn an_event_interrupts_once_and_is_gone_when_read() {
-        let (mut chip, event) = chip();
+        let (mut chip, event) = new_chip();
         assert_eq!(events(&mut chip), 0);
         chip.press_power_button().unwrap();
         assert_eq!(event.read().unwrap(), 1);
@@ -219,10 +236,10 @@ mod tests {
 
     #[test]
     fn a_pending_event_survives_a_move_and_interrupts_again() {
-        let (mut chip, _) = self::chip();
+        let (mut chip, _event) = new_chip();
         chip.press_power_button().unwrap();
         chip.set_generation([9; 16]).unwrap();
-        let (mut there, event) = self::chip();
+        let (mut there, event) = new_chip();
         there.restore(&chip.save()).unwrap();
         there.resume();
         assert_eq!(event.read().unwrap(), 1);
@@ -234,7 +251,7 @@ mod tests {
 
     #[test]
     fn unknown_events_are_refused() {
-        let (mut chip, _event) = chip();
+        let (mut chip, _event) = new_chip();
         let state = PlatformState { pending_events: 4, ..chip.save() };
         assert!(chip.restore(&state).is_err());
     }

@@ -12,7 +12,9 @@ use wire::vmm::{Code, DiskSpec, FromVmm, GuestEnd, MachineSpec, Notice, Phase, R
 
 use crate::kvm::KvmError;
 use crate::kvm::log::LogError;
-use crate::machine::{Descriptors, DiskFiles, Machine, MachineBootError, PauseError, PauseReport};
+use crate::machine::{
+    CreateError, Descriptors, DiskFiles, Machine, MachineBootError, PauseError, PauseReport,
+};
 use crate::phase::{Action, Custody};
 
 /// The record and what it is about.
@@ -176,7 +178,11 @@ impl Supervisor {
             disks: disk_files(&spec, fds.map(File::from)),
         };
         let created = Machine::create(spec, descriptors);
-        self.machine = Some(created.map_err(|error| Refused::new(Code::Host, &error))?);
+        let code = |error: &CreateError| match error {
+            CreateError::Profile(_) | CreateError::Kvm(KvmError::Feature(_)) => Code::BadArgument,
+            _ => Code::Host,
+        };
+        self.machine = Some(created.map_err(|error| Refused::new(code(&error), &error))?);
         Ok(Reply::Done)
     }
 

@@ -48,6 +48,10 @@ pub enum Kind {
     StreamRequest = 10,
     /// [`crate::streams::StreamAnswer`].
     StreamAnswer = 11,
+    /// [`crate::agent::ToAgent`].
+    ToAgent = 8,
+    /// [`crate::agent::FromAgent`].
+    FromAgent = 9,
 }
 
 impl Kind {
@@ -62,6 +66,8 @@ impl Kind {
             7 => Self::State,
             10 => Self::StreamRequest,
             11 => Self::StreamAnswer,
+            8 => Self::ToAgent,
+            9 => Self::FromAgent,
             _ => return None,
         })
     }
@@ -71,6 +77,8 @@ impl Kind {
         match self {
             Self::Lane => 64 << 10,
             Self::StreamRequest | Self::StreamAnswer => 4 << 10,
+            // Arguments and environment of a program are the longest; the agent holds this much for each connection.
+            Self::ToAgent | Self::FromAgent => 256 << 10,
             Self::Migration => 4 << 20,
             Self::ToVmm | Self::FromVmm | Self::ToHost | Self::FromHost | Self::State => 8 << 20,
         }
@@ -174,6 +182,8 @@ message! {
     crate::fleet::FromHost => FromHost,
     crate::streams::StreamRequest => StreamRequest,
     crate::streams::StreamAnswer => StreamAnswer,
+    crate::agent::ToAgent => ToAgent,
+    crate::agent::FromAgent => FromAgent,
 }
 
 /// The fixed part of a frame, checked against the caps of its kind.

@@ -11,8 +11,12 @@
 //! * [`vmm`]: what `mashined` and a `mashine-vmm` process say to each other.
 //! * [`state`]: archives of vCPU, chip and device state.
 //! * [`migration`]: the migration protocol: messages, source and target machines, convergence policy.
+//! * [`cpu`]: CPU profiles: what a guest may see of a CPU.
 //! * [`fleet`], [`streams`]: what hosts and the control plane say to each other.
+//! * [`agent`]: what a client and the agent within a guest say to each other; sessions that outlive their connection.
 
+pub mod agent;
+pub mod cpu;
 pub mod disk;
 pub mod fleet;
 pub mod frame;

@@ -1,5 +1,6 @@
 //! Machines as the API shows and takes them.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use super::migration::{Phase, Progress};
 use super::{text, text_option};
 
 /// Body of `POST /v1/machines`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LaunchRequest {
     /// Name, unique in the fleet; made up when absent.
@@ -28,6 +29,27 @@ pub struct LaunchRequest {
     /// Kernel command line, at most 1024 bytes; network and devices are appended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
+    /// Image to make it from, by name; it brings its own kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Size of its root disk in bytes, a multiple of 2 MiB; the image's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
+    /// SSH public keys that may log in as root (images only).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<String>,
+    /// Environment of the guest's first process (images only).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// User data for cloud-init, base64 (images only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_data_base64: Option<String>,
+    /// What to run in an image without an init of its own, instead of what the image says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<Vec<String>>,
+    /// CPU that the guest sees: `host` (the default), `x86-64-v2`, `x86-64-v3` or `x86-64-v4`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<String>,
     /// Host to run on; chosen by free RAM and vCPUs when absent.
     #[serde(default, with = "text_option", skip_serializing_if = "Option::is_none")]
     pub host: Option<HostName>,
@@ -147,6 +169,12 @@ pub struct Machine {
     pub initrd: Option<String>,
     /// Kernel command line as given.
     pub cmdline: String,
+    /// The image it was made from.
+    pub image: Option<String>,
+    /// Size of its root disk, if it has one.
+    pub disk_bytes: Option<u64>,
+    /// CPU profile.
+    pub cpu: String,
     /// When it was created.
     pub created_unix_ms: u64,
     /// When its guest was last booted; a move does not change it.
@@ -180,4 +208,23 @@ pub struct MachineList {
     /// Give it as `cursor` for the next page; absent on the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
+}
+
+/// Body of `POST /v1/machines/{id}/stop`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopRequest {
+    /// End it at once instead of asking its guest to shut down.
+    #[serde(default)]
+    pub force: bool,
+    /// How long the guest has to shut down before it is ended, in milliseconds; 30 s when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_ms: Option<u64>,
+}
+
+/// All images, by name.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImageList {
+    /// The images.
+    pub images: Vec<image::manifest::Manifest>,
 }

@@ -14,12 +14,12 @@ pub mod problem;
 
 pub use event::{Event, EventKind};
 pub use host::{Host, HostList, HostState};
-pub use machine::{LaunchRequest, Machine, MachineList, MachineState, MigrationRef};
+pub use machine::{ImageList, LaunchRequest, Machine, MachineList, MachineState, MigrationRef, StopRequest};
 pub use migration::{MigrateRequest, Migration, MigrationList, Phase, Progress, Stage, Timings};
 pub use problem::{Problem, ProblemCode};
 
-/// Longest request body that is read, in bytes. The largest real one is a launch with a long command line.
-pub const BODY_BYTES_MAX: u64 = 64 << 10;
+/// Longest request body that is read, in bytes. The largest real one is a launch with user data and keys.
+pub const BODY_BYTES_MAX: u64 = 384 << 10;
 /// Most items of one page of a list.
 pub const PAGE_ITEMS_MAX: usize = 1000;
 /// Items of a page when the request does not say.
@@ -28,6 +28,10 @@ pub const PAGE_ITEMS: usize = 100;
 pub const WAIT_MS_MAX: u64 = 600_000;
 /// Most log bytes of one answer.
 pub const LOG_BYTES_MAX: u32 = 1 << 20;
+/// What `/v1/machines/{id}/agent` upgrades to: the bytes of a vsock connection.
+pub const AGENT_UPGRADE: &str = "mashines-vsock";
+/// The vsock port of the guest's agent.
+pub const AGENT_PORT: u32 = 1024;
 /// Header of a log answer: offset to ask for next.
 pub const NEXT_OFFSET_HEADER: &str = "x-next-offset";
 /// Header of a log answer: offset of its first byte; above the one asked for when older output is gone.

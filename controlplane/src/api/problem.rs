@@ -46,6 +46,10 @@ pub enum ProblemCode {
     HostUnreachable,
     /// The host refused.
     HostRefused,
+    /// Nothing in the guest answers: it has no agent, it boots, or it is just being moved.
+    GuestUnreachable,
+    /// No such image.
+    NoSuchImage,
     /// Too many requests are under way.
     Busy,
     /// The control plane failed.
@@ -58,7 +62,11 @@ impl ProblemCode {
         match self {
             Self::BadRequest => 400,
             Self::Unauthorized => 401,
-            Self::NoSuchPath | Self::NoSuchMachine | Self::NoSuchHost | Self::NoSuchMigration => 404,
+            Self::NoSuchPath
+            | Self::NoSuchMachine
+            | Self::NoSuchHost
+            | Self::NoSuchMigration
+            | Self::NoSuchImage => 404,
             Self::MethodNotAllowed => 405,
             Self::WaitTimeout => 408,
             Self::NameTaken
@@ -73,7 +81,7 @@ impl ProblemCode {
             Self::Busy => 429,
             Self::Internal => 500,
             Self::HostRefused => 502,
-            Self::HostUnreachable => 503,
+            Self::HostUnreachable | Self::GuestUnreachable => 503,
         }
     }
 
@@ -100,6 +108,8 @@ impl ProblemCode {
             Self::WaitTimeout => "state not reached in time",
             Self::HostUnreachable => "host not in sight",
             Self::HostRefused => "the host refused",
+            Self::GuestUnreachable => "the guest does not answer",
+            Self::NoSuchImage => "no such image",
             Self::Busy => "too many requests under way",
             Self::Internal => "the control plane failed",
         }

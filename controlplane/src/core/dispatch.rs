@@ -25,6 +25,7 @@ pub(super) const IN_FLIGHT_MAX: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Purpose {
     Launch(MachineId),
+    PowerButton(MachineId),
     SaveConsole(MachineId),
     Stop(MachineId),
     Cleanup(MachineId, HostName),
@@ -48,9 +49,11 @@ pub(super) enum Subject {
 impl Purpose {
     fn subject(&self) -> Subject {
         match self {
-            Self::Launch(id) | Self::SaveConsole(id) | Self::Stop(id) | Self::Cleanup(id, _) => {
-                Subject::Machine(*id)
-            }
+            Self::Launch(id)
+            | Self::PowerButton(id)
+            | Self::SaveConsole(id)
+            | Self::Stop(id)
+            | Self::Cleanup(id, _) => Subject::Machine(*id),
             Self::Prepare(id)
             | Self::Migrate(id)
             | Self::Cancel(id)
@@ -258,18 +261,19 @@ fn machine_wants(machine: &MachineRecord) -> Vec<Want> {
     let id = machine.id;
     let mut wants = Vec::new();
     for cleanup in &machine.cleanups {
+        let keep_disks =
+            machine.lifecycle != Lifecycle::Gone && machine.disks_on.as_ref() == Some(&cleanup.host);
         wants.push(Want {
             host: cleanup.host.clone(),
             purpose: Purpose::Cleanup(id, cleanup.host.clone()),
-            command: Command::Destroy { machine: id, epoch: cleanup.epoch, keep_disks: false },
+            command: Command::Destroy { machine: id, epoch: cleanup.epoch, keep_disks },
         });
     }
     let Some(host) = &machine.host else { return wants };
     let (purpose, command) = match &machine.lifecycle {
         Lifecycle::Creating | Lifecycle::Starting => match machine.spec() {
             Some(spec) => {
-                let first = machine.lifecycle == Lifecycle::Creating;
-                let disks = if first { DiskStart::Fresh } else { DiskStart::Kept };
+                let disks = if machine.disks_on.is_some() { DiskStart::Kept } else { DiskStart::Fresh };
                 (Purpose::Launch(id), Command::Launch { spec, epoch: machine.epoch, disks })
             }
             None => return wants,
@@ -281,6 +285,9 @@ fn machine_wants(machine: &MachineRecord) -> Vec<Want> {
         Lifecycle::Stopping { then, .. } => {
             let keep_disks = *then != Ending::Gone;
             (Purpose::Stop(id), Command::Destroy { machine: id, epoch: machine.epoch_burnt, keep_disks })
+        }
+        Lifecycle::Started if machine.button.is_some_and(|button| !button.pressed) => {
+            (Purpose::PowerButton(id), Command::PowerButton { machine: id })
         }
         Lifecycle::Started | Lifecycle::Stopped | Lifecycle::Failed | Lifecycle::Gone => return wants,
     };
@@ -311,7 +318,7 @@ impl MachineRecord {
                 guest_config: self.guest_config(),
             },
             cpu: wire::vmm::CpuProfile {
-                name: "host".to_owned(),
+                name: self.cpu.profile.clone(),
                 features: self.cpu.features.clone(),
                 tsc_khz: self.cpu.tsc_khz,
             },

@@ -32,6 +32,8 @@ pub enum HostInput {
         boot_nonce: u64,
         /// Where commands go.
         sender: mpsc::Sender<ToHost>,
+        /// For streams to its guests; a test's host has none.
+        streams: Option<quinn::Connection>,
     },
     /// A message.
     Said {
@@ -56,6 +58,7 @@ pub enum HostInput {
 pub(super) struct Link {
     pub(super) connection: u64,
     pub(super) sender: mpsc::Sender<ToHost>,
+    pub(super) streams: Option<quinn::Connection>,
     pub(super) in_flight: BTreeMap<u64, InFlight>,
 }
 
@@ -107,8 +110,9 @@ impl Core {
     /// Takes up what a host link brings.
     pub fn host_input(&mut self, input: HostInput) {
         match input {
-            HostInput::Joined { host, connection, release, boot_nonce, sender } => {
-                self.host_joined(host, connection, release, boot_nonce, sender);
+            HostInput::Joined { host, connection, release, boot_nonce, sender, streams } => {
+                let link = Link { connection, sender, streams, in_flight: BTreeMap::new() };
+                self.host_joined(host, link, release, boot_nonce);
             }
             HostInput::Said { host, connection, message } => {
                 let Some(runtime) = self.hosts.get_mut(&host) else { return };
@@ -135,21 +139,14 @@ impl Core {
         }
     }
 
-    fn host_joined(
-        &mut self,
-        host: HostName,
-        connection: u64,
-        release: String,
-        boot_nonce: u64,
-        sender: mpsc::Sender<ToHost>,
-    ) {
+    fn host_joined(&mut self, host: HostName, link: Link, release: String, boot_nonce: u64) {
         let mono_ms = self.now.mono_ms;
         let runtime = self.hosts.entry(host.clone()).or_insert_with(|| HostRuntime::known(mono_ms));
         let welcome =
             ToHost::Welcome { version: wire::fleet::VERSION, heartbeat_ms: self.config.heartbeat_ms };
         // A queue that is closed already belongs to a link that reports its end next.
-        let _ = sender.try_send(welcome);
-        runtime.link = Some(Link { connection, sender, in_flight: BTreeMap::new() });
+        let _ = link.sender.try_send(welcome);
+        runtime.link = Some(link);
         runtime.last_heard_mono_ms = mono_ms;
         runtime.heard = true;
         runtime.lost = false;

@@ -1,9 +1,12 @@
 //! Creating machines: what a request must be, and what a machine is given for life.
 
+use image::manifest::Manifest;
+use wire::cpu::Profile;
 use wire::ids::{Epoch, HostName, Label, MachineId};
 use wire::units::{RamSize, VCPUS_MAX};
 use wire::vmm::CMDLINE_BYTES_MAX;
 
+use super::images::{self, Made};
 use super::machines::bad_value;
 use super::{Core, addresses};
 use crate::api::{EventKind, LaunchRequest, Machine, Problem, ProblemCode};
@@ -16,13 +19,16 @@ const CMDLINE_GIVEN_MAX: usize = CMDLINE_BYTES_MAX / 2;
 const PATH_BYTES_MAX: usize = 4096;
 
 impl Core {
-    /// Creates a machine and begins its launch.
+    /// Creates a machine and begins its launch; `image` is the one that the request names, if it does.
     ///
     /// # Errors
     /// A [`Problem`] that says which value is wrong, which name is taken, or why each host cannot take it.
-    pub fn launch(&mut self, request: &LaunchRequest) -> Result<Machine, Problem> {
+    pub fn launch(&mut self, request: &LaunchRequest, image: Option<&Manifest>) -> Result<Machine, Problem> {
         let ram = check_shape(request)?;
-        let boot = self.check_boot(request)?;
+        let made = match image {
+            Some(image) => images::make(request, image)?,
+            None => Made { boot: self.check_boot(request)?, disks: Vec::new(), guest: Guest::default() },
+        };
         let id = self.new_machine_id()?;
         let name = match &request.name {
             Some(name) => self.check_name(name)?,
@@ -31,7 +37,14 @@ impl Core {
         if let Some(host) = &request.host {
             self.check_host_known(host)?;
         }
+        let profile: Profile = match &request.cpu {
+            Some(name) => name.parse().map_err(|error: wire::cpu::UnknownProfile| {
+                bad_value(error.to_string(), "take one of those")
+            })?,
+            None => Profile::Host,
+        };
         let demand = Demand {
+            features: profile.owned_features(),
             ram_bytes: ram.bytes(),
             vcpus: request.vcpus,
             only: request.host.clone(),
@@ -48,13 +61,14 @@ impl Core {
             mac: addresses::mac(id),
             ip4: address.ip4,
             ip6: address.ip6,
-            boot,
-            image: None,
-            disks: Vec::new(),
-            guest: Guest::default(),
+            boot: made.boot,
+            image: request.image.clone(),
+            disks: made.disks,
+            guest: made.guest,
             disks_on: None,
-            cpu: self.cpu_of(&host),
+            cpu: self.cpu_of(&host, profile),
             lifecycle: Lifecycle::Creating,
+            button: None,
             reason: None,
             host: Some(host.clone()),
             epoch: Epoch::FIRST,
@@ -72,15 +86,18 @@ impl Core {
     }
 
     /// The CPU that a guest booted on the host sees.
-    pub(super) fn cpu_of(&self, host: &HostName) -> Cpu {
+    pub(super) fn cpu_of(&self, host: &HostName, profile: Profile) -> Cpu {
         let capacity = self.hosts.get(host).and_then(|runtime| runtime.capacity.as_ref());
         capacity
             .map(|capacity| Cpu {
-                profile: String::new(),
-                features: capacity.cpu_features.clone(),
+                profile: profile.name().to_owned(),
+                features: match profile {
+                    Profile::Host => capacity.cpu_features.clone(),
+                    baseline => baseline.owned_features(),
+                },
                 tsc_khz: capacity.tsc_khz,
             })
-            .unwrap_or_default()
+            .unwrap_or_else(|| Cpu { profile: profile.name().to_owned(), ..Cpu::default() })
     }
 
     fn check_name(&self, name: &Label) -> Result<Label, Problem> {
@@ -102,6 +119,17 @@ impl Core {
     }
 
     fn check_boot(&self, request: &LaunchRequest) -> Result<Boot, Problem> {
+        if request.disk_bytes.is_some()
+            || !request.ssh_keys.is_empty()
+            || !request.env.is_empty()
+            || request.user_data_base64.is_some()
+            || request.entrypoint.is_some()
+        {
+            return Err(bad_value(
+                "a disk, keys, environment, user data or entry point without an image",
+                "give --image NAME; `mashines image ls` lists them",
+            ));
+        }
         let kernel = request.kernel.clone().or_else(|| self.config.default_kernel.clone()).ok_or_else(|| {
             bad_value(
                 "no kernel was given and the control plane has no default",

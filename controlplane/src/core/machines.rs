@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use wire::cpu::Profile;
 use wire::fleet::{Answer, RefusalCode};
 use wire::ids::{Epoch, HostName, Label, MachineId};
 use wire::vmm::GuestEnd;
@@ -10,9 +11,12 @@ use super::Core;
 use super::dispatch::Purpose;
 use super::model::About;
 use crate::api::machine::Reason;
-use crate::api::{EventKind, Machine, Problem, ProblemCode};
+use crate::api::{EventKind, Machine, Problem, ProblemCode, StopRequest};
 use crate::placement::{Demand, place};
-use crate::store::records::{Cleanup, EndedGuest, Ending, Lifecycle, MachineRecord};
+use crate::store::records::{Button, Cleanup, EndedGuest, Ending, Lifecycle, MachineRecord};
+
+/// How long a guest has to shut down when the request does not say, in milliseconds.
+const GRACE_MS: u64 = 30_000;
 
 /// How a request names a machine: by id or by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,10 +78,17 @@ impl Core {
                 "only a stopped or failed machine can be started",
             ));
         }
-        let demand = Demand { ram_bytes: record.ram_bytes, vcpus: record.vcpus, ..Demand::default() };
-        let id = record.id;
+        let demand = Demand {
+            ram_bytes: record.ram_bytes,
+            vcpus: record.vcpus,
+            // Disks are files of the host that ran it last.
+            only: record.disks_on.clone(),
+            features: record.cpu.profile.parse().map_or_else(|_| Vec::new(), Profile::owned_features),
+            ..Demand::default()
+        };
+        let (id, profile) = (record.id, record.cpu.profile.parse().unwrap_or(Profile::Host));
         let host = self.place(&demand)?;
-        let cpu = self.cpu_of(&host);
+        let cpu = self.cpu_of(&host, profile);
         if let Some(record) = self.model.machine_mut(id) {
             record.epoch = record.burn_epoch();
             record.host = Some(host.clone());
@@ -91,15 +102,26 @@ impl Core {
         self.view_machine(id)
     }
 
-    /// Ends a running machine; its RAM is gone, its name and addresses stay. Of a stopped one: nothing to do.
+    /// Ends a running machine; its RAM is gone, its disks, name and addresses stay. A guest made from an image is asked to shut down first, and has a while for it.
+    /// Of a stopped one: nothing to do.
     ///
     /// # Errors
     /// [`ProblemCode::WrongState`], [`ProblemCode::MigrationRunning`].
-    pub fn stop(&mut self, machine: &MachineRef) -> Result<Machine, Problem> {
+    pub fn stop(&mut self, machine: &MachineRef, request: &StopRequest) -> Result<Machine, Problem> {
         let record = self.find(machine)?;
         let id = record.id;
         self.check_not_migrating(record)?;
         match record.lifecycle {
+            Lifecycle::Started if record.guest.configured && !request.force => {
+                let grace_ms = request.grace_ms.unwrap_or(GRACE_MS);
+                let until_unix_ms = self.now.unix_ms.saturating_add(grace_ms);
+                if record.button.is_none()
+                    && let Some(record) = self.model.machine_mut(id)
+                {
+                    record.button = Some(Button { pressed: false, until_unix_ms });
+                    self.machine_event(id, EventKind::MachineStopping, "it is asked to shut down".to_owned());
+                }
+            }
             Lifecycle::Started | Lifecycle::Creating | Lifecycle::Starting => {
                 self.begin_stop(id, Ending::Stopped, None);
             }
@@ -144,7 +166,7 @@ impl Core {
         self.model.forget_name(id);
         if let Some(record) = self.model.machine_mut(id) {
             record.lifecycle = Lifecycle::Gone;
-            if let Some(host) = record.host.take() {
+            for host in [record.host.take(), record.disks_on.take()].into_iter().flatten() {
                 let epoch = record.epoch_burnt;
                 record.cleanups.retain(|cleanup| cleanup.host != host);
                 record.cleanups.push(Cleanup { host, epoch, forwarding: false });
@@ -174,6 +196,7 @@ impl Core {
             record.lifecycle =
                 Lifecycle::Stopping { then, console_saved: console_saved || then == Ending::Gone };
             record.reason = reason;
+            record.button = None;
         }
         self.machine_event(id, EventKind::MachineStopping, message);
     }
@@ -182,7 +205,10 @@ impl Core {
     pub(super) fn finish_stop(&mut self, id: MachineId) {
         let Some(record) = self.model.machine_mut(id) else { return };
         let Lifecycle::Stopping { then, .. } = record.lifecycle else { return };
-        record.host = None;
+        let host = record.host.take();
+        if !record.disks.is_empty() {
+            record.disks_on = host;
+        }
         record.started_unix_ms = None;
         let (lifecycle, kind, message) = match then {
             Ending::Stopped => (Lifecycle::Stopped, EventKind::MachineStopped, "it is stopped"),
@@ -204,8 +230,13 @@ impl Core {
     /// The machine does not run, and no host has it or is to have it.
     pub(super) fn fail_machine(&mut self, id: MachineId, code: &str, detail: String) {
         let Some(record) = self.model.machine_mut(id) else { return };
+        let ran = !matches!(record.lifecycle, Lifecycle::Creating | Lifecycle::Starting);
+        let host = record.host.take();
+        if ran && !record.disks.is_empty() {
+            record.disks_on = host;
+        }
         record.lifecycle = Lifecycle::Failed;
-        record.host = None;
+        record.button = None;
         record.started_unix_ms = None;
         record.reason = Some(Reason { code: code.to_owned(), detail: detail.clone() });
         self.machine_event(id, EventKind::MachineFailed, detail);
@@ -216,6 +247,7 @@ impl Core {
         match purpose {
             Purpose::Launch(id) => self.launch_answered(host, id, answer),
             Purpose::SaveConsole(id) => self.console_answered(id, answer),
+            Purpose::PowerButton(id) => self.button_answered(host, id, &answer),
             Purpose::Stop(id) => match answer {
                 Answer::Done | Answer::Unknown => self.finish_stop(id),
                 other => self.unhelpful(host, Purpose::Stop(id), &other),
@@ -231,6 +263,49 @@ impl Core {
             },
             _ => {}
         }
+    }
+
+    fn button_answered(&mut self, host: &HostName, id: MachineId, answer: &Answer) {
+        let Some(record) = self.model.machine_mut(id) else { return };
+        let Some(button) = record.button.as_mut() else { return };
+        if *answer == Answer::Done {
+            button.pressed = true;
+            return;
+        }
+        tracing::info!(%host, machine = %id, ?answer, "the power button cannot be pressed; ending the machine");
+        self.begin_stop(id, Ending::Stopped, None);
+    }
+
+    /// Ends guests that have not shut down in the time they had.
+    pub(super) fn notice_overdue_guests(&mut self) {
+        let now = self.now.unix_ms;
+        let overdue = |machine: &&MachineRecord| {
+            machine.button.is_some_and(|button| button.until_unix_ms <= now) && machine.migration.is_none()
+        };
+        let ids: Vec<MachineId> = self.model.machines().filter(overdue).map(|machine| machine.id).collect();
+        for id in ids {
+            self.begin_stop(id, Ending::Stopped, None);
+        }
+    }
+
+    /// The host that a connection to the machine's guest leads over.
+    ///
+    /// # Errors
+    /// [`ProblemCode::WrongState`] when it does not run, [`ProblemCode::HostUnreachable`].
+    pub fn guest_host(&self, machine: &MachineRef) -> Result<(MachineId, quinn::Connection), Problem> {
+        let record = self.find(machine)?;
+        if record.lifecycle != Lifecycle::Started {
+            return Err(self.wrong_state(record, "reached", "start it first"));
+        }
+        let runtime = record.host.as_ref().and_then(|host| self.hosts.get(host));
+        let streams = runtime.filter(|host| !host.lost).and_then(|host| host.link.as_ref()?.streams.clone());
+        streams.map(|streams| (record.id, streams)).ok_or_else(|| {
+            Problem::new(
+                ProblemCode::HostUnreachable,
+                format!("the host of machine {} is not in sight", record.name),
+                "try again when `mashines host ls` shows it online",
+            )
+        })
     }
 
     /// An answer that does not settle the matter: it is tried again later.

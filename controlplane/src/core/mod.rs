@@ -15,6 +15,7 @@ mod guest_config;
 mod handle;
 mod hosts;
 mod idempotency;
+mod images;
 mod launch;
 mod machines;
 mod metrics;
@@ -202,6 +203,7 @@ impl Core {
     pub fn tick(&mut self) {
         self.notice_lost_hosts();
         self.notice_doubt();
+        self.notice_overdue_guests();
         self.expire_idempotency_keys();
     }
 

@@ -1,6 +1,7 @@
 //! The listening end: accepts hosts, checks who they are, carries messages between them and the core.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,6 +19,8 @@ use crate::core::{Handle, HostInput, chain};
 
 /// Hosts that may be connected at once, and handshakes under way: more than one control plane is meant for.
 const CONNECTIONS_MAX: usize = 4096;
+/// Blobs that a host may fetch at once, besides its stream of commands.
+const BLOBS_MAX: u32 = 8;
 /// From the handshake to Hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Commands that wait for the stream. The core has fewer than this under way per host.
@@ -53,18 +56,23 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on `address` and serves hosts until dropped. Must be called within a tokio runtime.
+    /// Listens on `address` and serves hosts, with blobs from `images`, until dropped. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// [`ServerError`] when the identity or the address cannot be used.
-    pub fn start(address: SocketAddr, trust: &Trust, core: Handle) -> Result<Self, ServerError> {
+    pub fn start(
+        address: SocketAddr,
+        trust: &Trust,
+        core: Handle,
+        images: &Path,
+    ) -> Result<Self, ServerError> {
         let tls = QuicServerConfig::try_from(trust.server_config(pki::ALPN_CONTROL)?)?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
         config.transport_config(Arc::new(transport()));
         let bind = |source| ServerError::Bind { address, source };
         let endpoint = Endpoint::server(config, address).map_err(bind)?;
         let address = endpoint.local_addr().map_err(bind)?;
-        tokio::spawn(accept(endpoint.clone(), core));
+        tokio::spawn(accept(endpoint.clone(), core, images.into()));
         Ok(Self { endpoint, address })
     }
 
@@ -82,8 +90,7 @@ impl Drop for Server {
 
 fn transport() -> quinn::TransportConfig {
     let mut transport = quinn::TransportConfig::default();
-    // One bidirectional stream is all that a host needs.
-    transport.max_concurrent_bidi_streams(VarInt::from_u32(1));
+    transport.max_concurrent_bidi_streams(VarInt::from_u32(1 + BLOBS_MAX));
     transport.max_concurrent_uni_streams(VarInt::from_u32(0));
     transport.datagram_receive_buffer_size(None);
     transport.max_idle_timeout(Some(
@@ -93,18 +100,18 @@ fn transport() -> quinn::TransportConfig {
     transport
 }
 
-async fn accept(endpoint: Endpoint, core: Handle) {
+async fn accept(endpoint: Endpoint, core: Handle, images: Arc<Path>) {
     static CONNECTION: AtomicU64 = AtomicU64::new(1);
     while let Some(incoming) = endpoint.accept().await {
         if endpoint.open_connections() >= CONNECTIONS_MAX {
             incoming.refuse();
             continue;
         }
-        let core = core.clone();
+        let (core, images) = (core.clone(), images.clone());
         let number = CONNECTION.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
             let remote = incoming.remote_address();
-            if let Err(error) = serve(incoming, number, core).await {
+            if let Err(error) = serve(incoming, number, core, images).await {
                 tracing::info!(%remote, connection = number, error = %chain(&error), "host link ended");
             }
         });
@@ -112,14 +119,21 @@ async fn accept(endpoint: Endpoint, core: Handle) {
 }
 
 /// One host's connection, from handshake to end.
-async fn serve(incoming: quinn::Incoming, number: u64, core: Handle) -> Result<(), LinkError> {
+async fn serve(
+    incoming: quinn::Incoming,
+    number: u64,
+    core: Handle,
+    images: Arc<Path>,
+) -> Result<(), LinkError> {
     let connection = incoming.await?;
     let host = host_name(&connection)?;
     let hello = tokio::time::timeout(HELLO_TIMEOUT, hello(&connection, &host)).await;
     let (mut send, mut receive, release, boot_nonce) =
         hello.map_err(|_| LinkError::Hello(format!("{host} did not say Hello in time")))??;
     let (sender, mut commands) = mpsc::channel::<ToHost>(QUEUE);
-    let joined = HostInput::Joined { host: host.clone(), connection: number, release, boot_nonce, sender };
+    let streams = Some(connection.clone());
+    let joined =
+        HostInput::Joined { host: host.clone(), connection: number, release, boot_nonce, sender, streams };
     core.host(joined).await.map_err(|_| LinkError::Stopping)?;
     let writer = async {
         while let Some(message) = commands.recv().await {
@@ -138,6 +152,7 @@ async fn serve(incoming: quinn::Incoming, number: u64, core: Handle) -> Result<(
     let ended = tokio::select! {
         ended = writer => ended,
         ended = reader => ended,
+        () = super::streams::serve(connection.clone(), images) => Ok(()),
     };
     connection.close(VarInt::from_u32(0), b"");
     // When the core is gone nobody needs to hear of it.

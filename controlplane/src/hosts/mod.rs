@@ -6,6 +6,8 @@
 
 pub mod frames;
 mod link;
+mod streams;
 
 pub use frames::LinkError;
 pub use link::{Server, ServerError};
+pub use streams::{GuestError, connect_guest};

@@ -7,10 +7,12 @@ use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
-use super::Context;
 use super::query::{Query, bind_key, body, idempotency_key, parse, part, query};
 use super::respond::{answered, json, respond};
-use crate::api::{LaunchRequest, Machine, MachineState, MigrateRequest, Problem, ProblemCode, WAIT_MS_MAX};
+use super::{Context, images};
+use crate::api::{
+    LaunchRequest, Machine, MachineState, MigrateRequest, Problem, ProblemCode, StopRequest, WAIT_MS_MAX,
+};
 use crate::core::{Answered, MachineFilter, MachineRef};
 
 /// How long `wait` waits when the request does not say, in seconds.
@@ -69,10 +71,14 @@ pub(super) fn routes(context: Context) -> BoxedFilter<(Response,)> {
 
 async fn launch(context: Context, key: Option<String>, body: Bytes) -> Result<Response, Problem> {
     let request: LaunchRequest = parse(&body)?;
+    let image = match &request.image {
+        Some(name) => Some(images::find(context.clone(), part(name)?).await?),
+        None => None,
+    };
     let key = bind_key(key.as_deref(), "POST", "/v1/machines", &body)?;
     let change = move |core: &mut crate::core::Core| {
         core.once(key, |core| {
-            let machine = core.launch(&request)?;
+            let machine = core.launch(&request, image.as_ref())?;
             Answered::new(201, Some(format!("/v1/machines/{}", machine.id)), &machine)
         })
     };
@@ -140,11 +146,17 @@ async fn act(
             context.core.call(change).await?
         }
         "start" | "stop" => {
-            parse::<Nothing>(&body)?;
             let start = action == "start";
+            let request = if start {
+                parse::<Nothing>(&body)?;
+                StopRequest::default()
+            } else {
+                parse(&body)?
+            };
             let change = move |core: &mut crate::core::Core| {
                 core.once(key, |core| {
-                    let machine = if start { core.start(&reference)? } else { core.stop(&reference)? };
+                    let machine =
+                        if start { core.start(&reference)? } else { core.stop(&reference, &request)? };
                     Answered::new(202, Some(format!("/v1/machines/{}", machine.id)), &machine)
                 })
             };
@@ -212,15 +224,33 @@ async fn reach(
         let to_run =
             matches!(wanted, MachineState::Started | MachineState::Starting | MachineState::Creating);
         if ended && (to_run || wanted == MachineState::Stopped) {
-            let why = now.reason.map_or_else(String::new, |reason| format!(": {}", reason.detail));
-            return Err(Problem::new(
-                ProblemCode::WrongState,
-                format!("machine {} is {}{why}", now.name, now.state),
-                "look at `mashines logs` and start it again",
-            ));
+            return Err(fell_short(&now));
         }
         if revision.changed().await.is_err() {
             return Err(Problem::new(ProblemCode::Internal, "the control plane is stopping", "try again"));
         }
+    }
+}
+
+/// A machine that ended instead of reaching the state that was waited for.
+fn fell_short(machine: &Machine) -> Problem {
+    let why = machine.reason.as_ref().map_or_else(String::new, |reason| format!(": {}", reason.detail));
+    let detail = format!("machine {} is {}{why}", machine.name, machine.state);
+    // Reasons of hosts that refused are named as their codes; the others tell how a guest ended.
+    match machine.reason.as_ref().map(|reason| reason.code.as_str()) {
+        Some("bad_boot") => Problem::new(
+            ProblemCode::HostRefused,
+            detail,
+            format!(
+                "give a kernel that can be booted (PVH ELF or bzImage), after `mashines rm {}`",
+                machine.name
+            ),
+        ),
+        Some("no_ram" | "cpu_feature" | "tsc" | "host_error" | "no_blob" | "no_disk") => Problem::new(
+            ProblemCode::HostRefused,
+            detail,
+            format!("mend what the host says, or start it elsewhere with `mashines start {}`", machine.name),
+        ),
+        _ => Problem::new(ProblemCode::WrongState, detail, "look at `mashines logs` and start it again"),
     }
 }

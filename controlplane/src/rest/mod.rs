@@ -4,9 +4,11 @@
 //! file mode instead. It speaks plain HTTP and is meant for loopback or a Unix socket; whoever wants it on a network puts TLS in front. A request becomes typed values first; whatever
 //! is wrong with it is answered with a [`Problem`] before the core hears of it.
 
+mod agent;
 mod auth;
 mod events;
 mod hosts;
+mod images;
 mod logs;
 mod machines;
 mod migrations;
@@ -15,6 +17,7 @@ mod respond;
 
 pub use auth::{Access, BadToken, Token};
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
@@ -36,16 +39,22 @@ const STREAMS_MAX: usize = 256;
 struct Context {
     core: Handle,
     streams: Arc<Semaphore>,
+    /// The store of images.
+    images: Arc<Path>,
 }
 
 /// The whole API.
-pub fn routes(core: Handle, access: Access) -> BoxedFilter<(impl Reply,)> {
-    let context = Context { core, streams: Arc::new(Semaphore::new(STREAMS_MAX)) };
+pub fn routes(core: Handle, access: Access, images: Arc<Path>) -> BoxedFilter<(impl Reply,)> {
+    let context = Context { core, streams: Arc::new(Semaphore::new(STREAMS_MAX)), images };
     let open = healthz(context.clone()).or(openapi_document()).unify();
     let v1 = machines::routes(context.clone())
         .or(logs::routes(context.clone()))
         .unify()
+        .or(agent::routes(context.clone()))
+        .unify()
         .or(hosts::routes(context.clone()))
+        .unify()
+        .or(images::routes(context.clone()))
         .unify()
         .or(migrations::routes(context.clone()))
         .unify()

@@ -89,13 +89,29 @@ pub struct Guest {
 /// The CPU the guest sees: that of the host it was booted on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cpu {
-    /// Name of the profile; empty for `host`.
-    #[serde(default)]
+    /// Name of the profile.
+    #[serde(default = "Cpu::host")]
     pub profile: String,
     /// Features it may use, sorted.
     pub features: Vec<String>,
     /// TSC frequency it was told.
     pub tsc_khz: u32,
+}
+
+impl Cpu {
+    /// The profile of records that do not say.
+    fn host() -> String {
+        wire::cpu::Profile::Host.name().to_owned()
+    }
+}
+
+/// A guest that was asked to shut down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Button {
+    /// Whether its host has pressed the power button.
+    pub pressed: bool,
+    /// When it is ended if it has not by itself.
+    pub until_unix_ms: u64,
 }
 
 /// Where a machine is in its life.
@@ -219,6 +235,9 @@ pub struct MachineRecord {
     pub cpu: Cpu,
     /// Where in its life it is.
     pub lifecycle: Lifecycle,
+    /// Whether it was asked to shut down; only while it is started.
+    #[serde(default)]
+    pub button: Option<Button>,
     /// Why it failed or stopped by itself.
     pub reason: Option<Reason>,
     /// The host that has its disks, while no host owns it.

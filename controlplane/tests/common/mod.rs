@@ -181,6 +181,7 @@ impl Rig {
             let connection = self.connections;
             self.links.insert(name.clone(), Link { connection, commands });
             self.input(HostInput::Joined {
+                streams: None,
                 host: name.clone(),
                 connection,
                 release: "test".to_owned(),
@@ -262,8 +263,9 @@ impl Rig {
             initrd: None,
             cmdline: None,
             host: Some(host(on)),
+            ..LaunchRequest::default()
         };
-        self.keyed(&format!("launch {name}"), |core| Answered::new(201, None, &core.launch(&request)?))
+        self.keyed(&format!("launch {name}"), |core| Answered::new(201, None, &core.launch(&request, None)?))
             .unwrap()
     }
 

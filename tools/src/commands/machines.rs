@@ -1,12 +1,17 @@
 //! `launch`, `ls`, `get`, `start`, `stop`, `rm`.
 
+use std::path::Path;
 use std::time::Duration;
 
-use controlplane::api::{LaunchRequest, Machine, MachineList, MachineState};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use controlplane::api::{LaunchRequest, Machine, MachineList, MachineState, StopRequest};
 use controlplane::core::MachineRef;
 use serde_json::{Value, json};
+use wire::agent::Info;
 
-use crate::args::{Act, Launch, Ls, Rm, Wait};
+use super::{guest, keys};
+use crate::args::{Act, Launch, Ls, Rm, Stop, Wait};
 use crate::client::Client;
 use crate::exit::Failure;
 use crate::output;
@@ -23,6 +28,13 @@ pub(super) async fn launch(client: &Client, launch: &Launch, json: bool) -> Resu
         kernel: launch.kernel.clone(),
         initrd: launch.initrd.clone(),
         cmdline: launch.cmdline.clone(),
+        image: launch.image.clone(),
+        disk_bytes: launch.disk,
+        ssh_keys: ssh_keys(launch)?,
+        env: launch.env.iter().cloned().collect(),
+        user_data_base64: launch.user_data.as_deref().map(user_data).transpose()?,
+        entrypoint: Some(launch.entrypoint.clone()).filter(|words| !words.is_empty()),
+        cpu: launch.cpu.clone(),
         host: launch.host.clone(),
     };
     let machine: Machine = client.post("/v1/machines", &request).await?;
@@ -32,15 +44,40 @@ pub(super) async fn launch(client: &Client, launch: &Launch, json: bool) -> Resu
     done(&machine, json)
 }
 
+/// The keys of the files that were given, and those that are always to be let in.
+fn ssh_keys(launch: &Launch) -> Result<Vec<String>, Failure> {
+    let mut keys = if launch.image.is_some() { keys::known()? } else { Vec::new() };
+    for file in &launch.ssh_key {
+        for key in keys::read(file)? {
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+    }
+    Ok(keys)
+}
+
+fn user_data(file: &Path) -> Result<String, Failure> {
+    let bytes = std::fs::read(file).map_err(|error| {
+        Failure::local(format!("reading {}", file.display()), error, "give a file that can be read")
+    })?;
+    Ok(BASE64_STANDARD.encode(bytes))
+}
+
 pub(super) async fn start(client: &Client, act: &Act, json: bool) -> Result<(), Failure> {
     let machine: Machine = client.post(&format!("/v1/machines/{}/start", act.machine), &json!({})).await?;
     let machine = wait_if_asked(client, machine, &act.wait, MachineState::Started).await?;
     done(&machine, json)
 }
 
-pub(super) async fn stop(client: &Client, act: &Act, json: bool) -> Result<(), Failure> {
-    let machine: Machine = client.post(&format!("/v1/machines/{}/stop", act.machine), &json!({})).await?;
-    let machine = wait_if_asked(client, machine, &act.wait, MachineState::Stopped).await?;
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+pub(super) async fn stop(client: &Client, stop: &Stop, json: bool) -> Result<(), Failure> {
+    let request = StopRequest { force: stop.force, grace_ms: stop.grace.map(millis) };
+    let machine: Machine = client.post(&format!("/v1/machines/{}/stop", stop.machine), &request).await?;
+    let machine = wait_if_asked(client, machine, &stop.wait, MachineState::Stopped).await?;
     done(&machine, json)
 }
 
@@ -118,9 +155,12 @@ fn row(machine: &Machine) -> Vec<String> {
 }
 
 pub(super) async fn get(client: &Client, machine: &MachineRef, json: bool) -> Result<(), Failure> {
-    let machine: Machine = client.get(&format!("/v1/machines/{machine}")).await?;
+    let shown: Machine = client.get(&format!("/v1/machines/{machine}")).await?;
+    let runs = shown.state == MachineState::Started && shown.image.is_some();
+    let guest = if runs { guest::info(client, machine).await } else { None };
+    let machine = shown;
     if json {
-        return output::json(&machine);
+        return output::json(&with_guest(&machine, guest.as_ref())?);
     }
     let mut pairs = vec![
         ("name", machine.name.to_string()),
@@ -138,6 +178,9 @@ pub(super) async fn get(client: &Client, machine: &MachineRef, json: bool) -> Re
         ("ip4", machine.ip4.to_string()),
         ("ip6", machine.ip6.to_string()),
         ("mac", machine.mac.clone()),
+        ("cpu", machine.cpu.clone()),
+        ("image", machine.image.clone().unwrap_or_else(|| "-".to_owned())),
+        ("disk", machine.disk_bytes.map_or_else(|| "-".to_owned(), show_bytes)),
         ("kernel", machine.kernel.clone()),
         ("initrd", machine.initrd.clone().unwrap_or_else(|| "-".to_owned())),
         ("cmdline", machine.cmdline.clone()),
@@ -147,7 +190,44 @@ pub(super) async fn get(client: &Client, machine: &MachineRef, json: bool) -> Re
         let shown = format!("{} to {}, {}", migration.id, migration.target, migration.phase.as_str());
         pairs.push(("migration", shown));
     }
+    if let Some(guest) = &guest {
+        pairs.extend(guest_pairs(guest));
+    }
     output::pairs(&pairs)
+}
+
+/// The machine with what its guest says in `guest`.
+fn with_guest(machine: &Machine, guest: Option<&Info>) -> Result<Value, Failure> {
+    let mut value = serde_json::to_value(machine)
+        .map_err(|error| Failure::local("writing JSON", error, "report this as a defect"))?;
+    if let (Some(guest), Value::Object(fields)) = (guest, &mut value) {
+        let load: Vec<f64> = guest.load_milli.iter().map(|milli| f64::from(*milli) / 1000.0).collect();
+        let shown = json!({
+            "boot_id": guest.boot_id, "uptime_ms": guest.uptime_ms, "load": load,
+            "memory_bytes": guest.memory_bytes, "memory_available_bytes": guest.memory_available_bytes,
+            "hostname": guest.hostname, "kernel": guest.kernel, "agent": guest.agent, "addresses": guest.addresses,
+        });
+        fields.insert("guest".to_owned(), shown);
+    }
+    Ok(value)
+}
+
+fn guest_pairs(guest: &Info) -> Vec<(&'static str, String)> {
+    let [one, five, fifteen] = guest.load_milli.map(|milli| f64::from(milli) / 1000.0);
+    vec![
+        ("guest uptime", show_ms(guest.uptime_ms)),
+        ("guest load", format!("{one:.2} {five:.2} {fifteen:.2}")),
+        (
+            "guest memory",
+            format!(
+                "{} available of {}",
+                show_bytes(guest.memory_available_bytes),
+                show_bytes(guest.memory_bytes)
+            ),
+        ),
+        ("guest kernel", guest.kernel.clone()),
+        ("guest boot id", guest.boot_id.clone()),
+    ]
 }
 
 pub(super) async fn remove(client: &Client, rm: &Rm, json: bool) -> Result<(), Failure> {

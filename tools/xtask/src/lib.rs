@@ -4,6 +4,7 @@
 //! * [`repository`]: the work tree and what is built from it.
 //! * [`check`]: the rules of the house.
 //! * [`fleet`]: a control plane and hosts on this machine.
+//! * [`lab`]: the same with emulated hosts that have complete KVM.
 //! * [`demo`]: the main job, watched from all sides.
 //! * [`test`]: everything that can be tested here; [`suites`], [`sim`] and [`fuzz`] are its parts.
 //! * [`bench`]: the benchmarks. [`extras`]: subcommands of cargo that not everybody has.
@@ -16,6 +17,7 @@ pub mod demo;
 pub mod extras;
 pub mod fleet;
 pub mod fuzz;
+pub mod lab;
 pub mod report;
 pub mod repository;
 pub mod setup;

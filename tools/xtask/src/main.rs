@@ -2,10 +2,11 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use xtask::fleet::layout::FleetName;
 use xtask::fleet::{self, Fleet, Plan};
+use xtask::lab::{self, Lab};
 use xtask::report::Report;
 use xtask::{bench, check, command, demo, fuzz, repository, setup, signals, sim, test};
 
@@ -31,6 +32,9 @@ enum Task {
     Up(Up),
     /// Take a fleet down, whatever is left of it.
     Down(Which),
+    /// The same with emulated hosts that have complete KVM, on any machine.
+    #[command(subcommand)]
+    Lab(lab::options::Task),
     /// Run the protocol simulator; arguments are passed on (`--seeds N`, `--json`, `--seed S --trace`).
     Sim(Passed),
     /// Run each fuzz target for a while.
@@ -75,10 +79,13 @@ struct Up {
 }
 
 fn main() -> ExitCode {
-    let run = signals::install().and_then(|()| run(Arguments::parse().task));
-    match run {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+    let outcome = match Arguments::parse().task {
+        // Its signals are the command's.
+        Task::Lab(lab::options::Task::Run { host, command }) => lab::run(&host, &command),
+        task => signals::install().and_then(|()| run(task)).map(|ok| u8::from(!ok)),
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -95,6 +102,7 @@ fn run(task: Task) -> Result<bool> {
         Task::Demo(options) => demonstrate(&options),
         Task::Up(up) => bring_up(up),
         Task::Down(which) => take_down(&which.fleet),
+        Task::Lab(task) => lab_task(task),
         Task::Sim(passed) => command::watch(&mut sim::simulator(&passed.arguments)).map(|()| true),
         Task::Fuzz { seconds } => Ok(reported(|report| report.step("fuzz", || fuzz::run(seconds)))),
         Task::Bench { name, passed } => bench::run(name.as_deref(), &passed.arguments).map(|()| true),
@@ -143,6 +151,9 @@ fn demonstrate(options: &demo::Options) -> Result<bool> {
 }
 
 fn bring_up(up: Up) -> Result<bool> {
+    if lab::layout::is_lab(&up.which.fleet) {
+        bail!("`{}` is the lab's name: `cargo xtask lab up` brings that up", up.which.fleet);
+    }
     let binaries = prepare()?;
     let mashines = binaries.mashines.clone();
     let name = up.which.fleet.clone();
@@ -157,7 +168,7 @@ fn bring_up(up: Up) -> Result<bool> {
             name.state_dir().display()
         );
         if let Some(user) = setup::user_behind_sudo() {
-            fleet.give_api_to(user)?;
+            fleet::give_api_to(fleet.name(), user)?;
         }
         fleet.keep();
     }
@@ -167,7 +178,46 @@ fn bring_up(up: Up) -> Result<bool> {
     Ok(true)
 }
 
+fn lab_task(task: lab::options::Task) -> Result<bool> {
+    use lab::options::Task;
+    match task {
+        Task::Up(options) => lab_up(options),
+        Task::Run { host, command } => lab::run(&host, &command).map(|code| code == 0),
+        Task::Down => lab_down(),
+        Task::DemoSkeleton(options) => {
+            let ready = lab::prepare()?;
+            lab::demo::run(&options, ready).map(|()| true)
+        }
+    }
+}
+
+fn lab_up(options: lab::options::Options) -> Result<bool> {
+    let ready = lab::prepare()?;
+    let mashines = ready.binaries.mashines.clone();
+    let lab = Lab::up(lab::Plan { options, ready }, &|line| println!("# {line}"))?;
+    let name = lab.name().clone();
+    println!("# the lab: {} hosts, state and logs in {}", lab.hosts().len(), name.state_dir().display());
+    if let Some(user) = setup::user_behind_sudo() {
+        fleet::give_api_to(&name, user)?;
+    }
+    lab.keep();
+    println!("export MASHINES_URL={}", fleet::url(&name));
+    println!("alias mashines={}", mashines.display());
+    println!("# on a host: cargo xtask lab run host-a -- COMMAND");
+    println!("# a client in the lab's network: ip netns exec {} COMMAND", name.fabric_namespace());
+    Ok(true)
+}
+
+fn lab_down() -> Result<bool> {
+    setup::become_root()?;
+    println!("the lab {}", if lab::down()? { "is down" } else { "was not up" });
+    Ok(true)
+}
+
 fn take_down(fleet: &FleetName) -> Result<bool> {
+    if lab::layout::is_lab(fleet) {
+        return lab_down();
+    }
     setup::become_root()?;
     let there = fleet::down(fleet)?;
     println!("the fleet `{fleet}` {}", if there { "is down" } else { "was not up" });

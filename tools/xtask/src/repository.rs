@@ -7,6 +7,9 @@ use anyhow::{Context, Result};
 
 use crate::{command, setup};
 
+/// What the agent is compiled for; glibc links statically, and nothing of it that needs NSS is used.
+const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
+
 /// Programs that a fleet runs.
 #[derive(Debug, Clone)]
 pub struct Binaries {
@@ -20,6 +23,8 @@ pub struct Binaries {
     pub mashines: PathBuf,
     /// The bare-metal test guest, an ELF file.
     pub guest: PathBuf,
+    /// The guest's init and agent, linked statically.
+    pub agent: PathBuf,
 }
 
 /// Root of the work tree this program was compiled from.
@@ -49,6 +54,30 @@ pub fn guest_target_dir() -> PathBuf {
     target_dir().join("guest")
 }
 
+/// Target directory of the agent, which is linked statically.
+pub fn agent_target_dir() -> PathBuf {
+    target_dir().join("agent")
+}
+
+/// Builds the agent: static, so that it runs in any image, and small, because it stays in the guest's memory.
+///
+/// # Errors
+/// When cargo fails; what it said is on stderr.
+fn build_agent() -> Result<()> {
+    let small = ["OPT_LEVEL=z", "LTO=true", "CODEGEN_UNITS=1", "PANIC=abort", "STRIP=true", "DEBUG=false"];
+    let profile = small.iter().filter_map(|setting| setting.split_once('='));
+    command::watch(
+        cargo()
+            .args(["build", "--quiet", "--release", "--package", "agent", "--bins"])
+            .args(["--target", AGENT_TARGET])
+            .envs(profile.map(|(name, value)| (format!("CARGO_PROFILE_RELEASE_{name}"), value)))
+            // With a target named, build scripts and macros are not linked this way, which they could not be.
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .env("CARGO_TARGET_DIR", agent_target_dir()),
+    )
+    .context("building the agent")
+}
+
 /// Builds everything a fleet runs, optimised. Quiet when nothing has changed.
 ///
 /// # Errors
@@ -69,6 +98,7 @@ pub fn build() -> Result<Binaries> {
             .env("CARGO_TARGET_DIR", guest_target_dir()),
     )
     .context("building the test guest")?;
+    build_agent()?;
     built()
 }
 
@@ -87,5 +117,6 @@ pub fn built() -> Result<Binaries> {
         mashines_control: at(release.join("mashines-control"))?,
         mashines: at(release.join("mashines"))?,
         guest: at(guest_target_dir().join("release/mashine-guest"))?,
+        agent: at(agent_target_dir().join(AGENT_TARGET).join("release/mashine-agent"))?,
     })
 }

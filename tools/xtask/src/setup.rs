@@ -34,7 +34,15 @@ pub enum Kvm {
 /// # Errors
 /// When a package is missing and cannot be installed.
 pub fn packages() -> Result<()> {
-    let missing: Vec<&str> = NEEDED
+    install(&NEEDED)
+}
+
+/// Installs the packages of those programs that are not there.
+///
+/// # Errors
+/// When a package is missing and cannot be installed.
+pub fn install(needed: &[(&str, &'static str)]) -> Result<()> {
+    let missing: Vec<&str> = needed
         .iter()
         .filter(|(program, _)| command::locate(program).is_none())
         .map(|&(_, package)| package)
@@ -161,6 +169,18 @@ pub fn kvm() -> Kvm {
         }
     }
     Kvm::Usable
+}
+
+/// Looks for the device behind taps.
+///
+/// # Errors
+/// When it cannot be opened, with the remedy.
+pub fn tun() -> Result<()> {
+    let path = "/dev/net/tun";
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open(path);
+    opened.map(drop).with_context(|| {
+        format!("{path}: load the module (`modprobe tun`); in a container, pass --device {path}")
+    })
 }
 
 /// As [`kvm`], for commands that cannot do without.

@@ -20,6 +20,7 @@ const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const LEAF1_ECX_XSAVE: u32 = 1 << 26;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
+const CMP_LEGACY: u32 = 1 << 1;
 
 /// Bits needed to number `count` things.
 fn id_bits(count: u32) -> u32 {
@@ -31,9 +32,17 @@ fn entry(function: u32, index: u32, regs: [u32; 4]) -> kvm_cpuid_entry2 {
     kvm_cpuid_entry2 { function, index, flags: INDEXED, eax, ebx, ecx, edx, padding: [0; 3] }
 }
 
+/// Whether the vendor is AMD, or Hygon, whose CPUs are AMD's.
+fn vendor_is_amd(supported: &CpuId) -> bool {
+    let vendor = supported.as_slice().iter().find(|e| e.function == 0).map(|e| [e.ebx, e.edx, e.ecx]);
+    let text = |words: [u32; 3]| words.map(u32::to_le_bytes).concat();
+    vendor.is_some_and(|words| matches!(text(words).as_slice(), b"AuthenticAMD" | b"HygonGenuine"))
+}
+
 /// The leaves of vCPU `id` of `vcpus`.
 pub fn for_vcpu(supported: &CpuId, id: u32, vcpus: u32, tsc_khz: u32) -> Vec<kvm_cpuid_entry2> {
     let bits = id_bits(vcpus);
+    let is_amd = vendor_is_amd(supported);
     let mut leaves: Vec<kvm_cpuid_entry2> = supported
         .as_slice()
         .iter()
@@ -42,17 +51,23 @@ pub fn for_vcpu(supported: &CpuId, id: u32, vcpus: u32, tsc_khz: u32) -> Vec<kvm
         .collect();
     for e in &mut leaves {
         match e.function {
+            0 => e.eax = e.eax.max(0xb),
             1 => {
                 e.ebx = (e.ebx & 0xffff) | (id & 0xff) << 24 | vcpus.next_power_of_two().min(255) << 16;
                 e.ecx |= LEAF1_ECX_X2APIC | LEAF1_ECX_TSC_DEADLINE | LEAF1_ECX_HYPERVISOR;
                 e.edx = if vcpus > 1 { e.edx | LEAF1_EDX_HTT } else { e.edx & !LEAF1_EDX_HTT };
             }
-            4 if e.eax & 0x1f != 0 => {
-                // Level 3 is shared by all cores, the others by none.
-                let shared = if e.eax >> 5 & 7 >= 3 { (1 << bits) - 1 } else { 0 };
-                e.eax = (e.eax & 0x3fff) | shared << 14 | ((1 << bits) - 1) << 26;
+            // Caches, Intel's and AMD's leaf: level 3 is shared by all cores, the others by none.
+            4 | 0x8000_001d if e.eax & 0x1f != 0 => {
+                let last = (1 << bits) - 1;
+                let shared = if e.eax >> 5 & 7 >= 3 { last } else { 0 };
+                let cores = if e.function == 4 { last } else { 0 };
+                e.eax = (e.eax & 0x3fff) | shared << 14 | cores << 26;
             }
-            0x8000_0008 => e.ecx = (e.ecx & !0xf0ff) | bits << 12 | (vcpus - 1),
+            // AMD's bit for "the threads of leaf 1 are cores".
+            0x8000_0001 if is_amd && vcpus > 1 => e.ecx |= CMP_LEGACY,
+            0x8000_0001 => e.ecx &= !CMP_LEGACY,
+            0x8000_0008 if is_amd => e.ecx = (e.ecx & !0xf0ff) | bits << 12 | (vcpus - 1),
             0x8000_001e => {
                 e.eax = id;
                 e.ebx = id & 0xff;
@@ -62,9 +77,13 @@ pub fn for_vcpu(supported: &CpuId, id: u32, vcpus: u32, tsc_khz: u32) -> Vec<kvm
             _ => {}
         }
     }
-    leaves.push(entry(0xb, 0, [0, 1, 1 << 8, id]));
-    leaves.push(entry(0xb, 1, [bits, vcpus, 2 << 8 | 1, id]));
-    leaves.push(entry(0xb, 2, [0, 0, 2, id]));
+    // Threads, cores, end; the newer leaf says the same where the CPU has it.
+    let has_newer = supported.as_slice().iter().any(|e| e.function == 0x1f);
+    for function in [0xb, 0x1f].into_iter().take(if has_newer { 2 } else { 1 }) {
+        leaves.push(entry(function, 0, [0, 1, 1 << 8, id]));
+        leaves.push(entry(function, 1, [bits, vcpus, 2 << 8 | 1, id]));
+        leaves.push(entry(function, 2, [0, 0, 2, id]));
+    }
     if tsc_khz != 0 {
         leaves.push(kvm_cpuid_entry2 { flags: 0, ..entry(KVM_TIMING, 0, [tsc_khz, APIC_BUS_KHZ, 0, 0]) });
     }
@@ -117,6 +136,21 @@ pub fn check(wanted: &[CpuidEntry], supported: &CpuId) -> Result<(), MissingFeat
         let missing = want & !have & !word.not_features;
         if missing != 0 {
             return Err(MissingFeature(word.name(missing.trailing_zeros())));
+        }
+    }
+    check_extended_state(wanted, supported)
+}
+
+/// Registers saved by XSAVE lie where this CPU puts them, in the guest's memory too. CPUs of two vendors may have the same
+/// components in different places.
+fn check_extended_state(wanted: &[CpuidEntry], supported: &CpuId) -> Result<(), MissingFeature> {
+    const COMPONENTS: std::ops::Range<u32> = 2..63;
+    let find = |index| supported.as_slice().iter().find(|e| e.function == 0xd && e.index == index);
+    let components = wanted.iter().filter(|e| e.function == 0xd && COMPONENTS.contains(&e.index));
+    for component in components.filter(|e| e.regs[0] != 0) {
+        let have = find(component.index).map(|e| [e.eax, e.ebx]);
+        if have != Some([component.regs[0], component.regs[1]]) {
+            return Err(MissingFeature(format!("XSAVE component {} in its place", component.index)));
         }
     }
     Ok(())

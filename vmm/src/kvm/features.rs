@@ -27,7 +27,7 @@ const fn word(
 }
 
 /// All words that hold features.
-pub const WORDS: [Word; 10] = [
+pub const WORDS: [Word; 11] = [
     // x2apic, tsc_deadline_timer and hypervisor are KVM's; OSXSAVE mirrors CR4.
     word(1, 0, 2, 1 << 21 | 1 << 24 | 1 << 27 | 1 << 31, LEAF_1_ECX),
     // ht is topology.
@@ -41,6 +41,8 @@ pub const WORDS: [Word; 10] = [
     word(0x8000_0001, 0, 2, 0, EXTENDED_1_ECX),
     word(0x8000_0001, 0, 3, 0, EXTENDED_1_EDX),
     word(0x8000_0008, 0, 1, 0, &[(0, "clzero"), (2, "xsaveerptr"), (9, "wbnoinvd")]),
+    // What the guest does with its hypervisor's help, it goes on doing on the next host.
+    word(0x4000_0001, 0, 0, 0, PARAVIRTUAL),
 ];
 
 const LEAF_1_ECX: &[(u32, &str)] = &[
@@ -147,7 +149,30 @@ const EXTENDED_1_EDX: &[(u32, &str)] = &[
     (29, "lm"),
 ];
 
+/// These are in no `/proc/cpuinfo`; the names are those of Linux's documentation of the leaf.
+const PARAVIRTUAL: &[(u32, &str)] = &[
+    (0, "kvm_clocksource"),
+    (3, "kvm_clocksource2"),
+    (4, "kvm_async_pf"),
+    (5, "kvm_steal_time"),
+    (6, "kvm_pv_eoi"),
+    (7, "kvm_pv_unhalt"),
+    (9, "kvm_pv_tlb_flush"),
+    (11, "kvm_pv_send_ipi"),
+    (12, "kvm_poll_control"),
+    (13, "kvm_pv_sched_yield"),
+    (14, "kvm_async_pf_int"),
+    (15, "kvm_msi_ext_dest_id"),
+    (24, "kvm_clocksource_stable"),
+];
+
 impl Word {
+    /// The bits that have one of these names.
+    pub fn bits_of(&self, features: &[&str]) -> u32 {
+        let named = self.names.iter().filter(|(_, name)| features.contains(name));
+        named.fold(0, |bits, (bit, _)| bits | 1 << bit)
+    }
+
     /// The name of one of its bits.
     pub fn name(&self, bit: u32) -> String {
         let known = self.names.iter().find(|(at, _)| *at == bit);

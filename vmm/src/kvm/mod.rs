@@ -8,6 +8,8 @@ pub mod cpuid;
 pub mod features;
 pub mod ioctl;
 pub mod log;
+pub mod probe;
+pub mod profile;
 
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;

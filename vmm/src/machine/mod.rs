@@ -16,6 +16,7 @@ use std::time::Instant;
 use kvm_ioctls::IoEventAddress;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
+use wire::cpu::UnknownProfile;
 use wire::vmm::{GuestEnd, MachineSpec};
 
 use crate::acpi::{self, AcpiError};
@@ -72,6 +73,9 @@ pub enum CreateError {
     /// RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The CPU profile.
+    #[error(transparent)]
+    Profile(#[from] UnknownProfile),
     /// A shared memory descriptor.
     #[error(transparent)]
     Shm(#[from] ShmError),
@@ -180,7 +184,8 @@ impl Machine {
             ended_event,
             bus: Arc::clone(&bus),
         });
-        let vcpus = Vcpus::new(&vm, spec.vcpus, spec.cpu.tsc_khz, &shared)?;
+        let profile = spec.cpu.name.parse()?;
+        let vcpus = Vcpus::new(&vm, spec.vcpus, profile, spec.cpu.tsc_khz, &shared)?;
         let log = DirtyLog::new(dirty, space, held);
         let last_pause = PauseReport { stop_us: 0, harvest_us: 0, dirty_pages: 0 };
         Ok(Self {
@@ -243,14 +248,17 @@ impl Machine {
         let load = Load { kernel, initrd, cmdline, device_words, rsdp: acpi::RSDP };
         let entry = boot::load(memory, load)?;
         acpi::write(memory, u8::try_from(self.vcpus.count()).unwrap_or(u8::MAX), &devices)?;
-        self.write_generation().map_err(AcpiError::from)?;
+        self.write_firmware().map_err(AcpiError::from)?;
         self.vm.mask_pics()?;
         Ok(self.vcpus.boot(entry)?)
     }
 
-    fn write_generation(&self) -> Result<(), vm_memory::GuestMemoryError> {
+    /// What firmware leaves behind besides tables: the generation id, and code to restart the machine.
+    fn write_firmware(&self) -> Result<(), vm_memory::GuestMemoryError> {
         let id = self.bus.platform().generation();
-        self.ram.memory().write_slice(&id, GuestAddress(acpi::GENERATION_PAGE))
+        let memory = self.ram.memory();
+        memory.write_slice(&id, GuestAddress(acpi::GENERATION_PAGE))?;
+        memory.write_slice(&platform::RESET_CODE, GuestAddress(platform::RESET_VECTOR))
     }
 
     /// Presses the guest's power button.

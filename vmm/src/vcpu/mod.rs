@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::Killable;
+use wire::cpu::Profile;
 use wire::state::{Blob, StateError, VcpuState};
 use wire::vmm::GuestEnd;
 
@@ -107,12 +108,18 @@ impl Vcpus {
     ///
     /// # Errors
     /// [`KvmError`] when KVM refuses or a thread cannot be started.
-    pub fn new(vm: &Arc<Vm>, count: u32, tsc_khz: u32, shared: &Arc<Shared>) -> Result<Self, KvmError> {
+    pub fn new(
+        vm: &Arc<Vm>,
+        count: u32,
+        profile: Profile,
+        tsc_khz: u32,
+        shared: &Arc<Shared>,
+    ) -> Result<Self, KvmError> {
         thread::register_kick()?;
         let mut handles = Vec::new();
         let mut khz = 0;
         for id in 0..count {
-            let (vcpu, cpuid) = setup::create(vm, id, count, tsc_khz)?;
+            let (vcpu, cpuid) = setup::create(vm, id, count, profile, tsc_khz)?;
             khz = vcpu.get_tsc_khz().attempt("asking for the TSC frequency")?;
             // One command is outstanding at a time, so that a slot of one never blocks.
             let (commands, command_receiver) = sync_channel(1);

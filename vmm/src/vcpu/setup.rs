@@ -7,9 +7,10 @@
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_xcr, kvm_xcrs};
 use kvm_ioctls::VcpuFd;
 
+use wire::cpu::Profile;
 use wire::state::CpuidEntry;
 
-use crate::kvm::{Attempt, KvmError, Vm, cpuid};
+use crate::kvm::{Attempt, KvmError, Vm, cpuid, profile};
 
 const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;
@@ -45,15 +46,22 @@ pub struct Entry {
 }
 
 /// Makes vCPU `id` of `count` and tells it what it is, which is given back too: some KVMs answer another CPUID than
-/// the one they were given. `tsc_khz` is the frequency the guest is to see; 0 takes the host's.
+/// the one they were given. `profile` is what it may see of the host's CPU, `tsc_khz` the frequency it is to see; 0 takes the host's.
 ///
 /// # Errors
 /// [`KvmError`] when KVM refuses, or cannot give the TSC that frequency.
-pub fn create(vm: &Vm, id: u32, count: u32, tsc_khz: u32) -> Result<(VcpuFd, Vec<CpuidEntry>), KvmError> {
+pub fn create(
+    vm: &Vm,
+    id: u32,
+    count: u32,
+    profile: Profile,
+    tsc_khz: u32,
+) -> Result<(VcpuFd, Vec<CpuidEntry>), KvmError> {
     let vcpu = vm.create_vcpu(id)?;
     set_tsc_khz(vm, &vcpu, tsc_khz)?;
     let khz = vcpu.get_tsc_khz().attempt("asking for the TSC frequency")?;
-    let leaves = cpuid::for_vcpu(&vm.supported_cpuid, id, count, khz);
+    let mut leaves = cpuid::for_vcpu(&vm.supported_cpuid, id, count, khz);
+    profile::apply(&mut leaves, profile)?;
     set_cpuid(&vcpu, &leaves)?;
     enable_extended_state(&vcpu, cpuid::extended_state(&leaves))?;
     Ok((vcpu, cpuid::to_state(&leaves)))

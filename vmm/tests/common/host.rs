@@ -232,7 +232,9 @@ impl Vmm {
         let listener = UnixListener::bind(&path).unwrap();
         // Away from 3, so that the copy at 3 has no close-on-exec flag.
         let high = rustix::io::fcntl_dupfd_cloexec(&listener, 100).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mashine-vmm"));
+        // Inside an emulated host the binaries are elsewhere than where they were built.
+        let program = std::env::var_os("MASHINE_VMM");
+        let mut command = Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_mashine-vmm").into()));
         command.stdin(Stdio::null());
         let raw = high.as_raw_fd();
         let to_three = move || {

@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::time::{Duration, Instant};
 
-use wire::vmm::{Reply, Request};
+use wire::state::{StateArchive, VcpuState};
+use wire::vmm::{GuestEnd, Reply, Request};
 
 use super::host::{Parts, Vmm, file_of, spec};
 use super::initramfs::{self, Kernel};
 
 /// Longest that Linux may take for anything; under an emulated hypervisor its boot alone takes most of a minute.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Lines of the kernel's log that must not be there.
 const BAD: [&str; 13] = [
@@ -91,7 +92,43 @@ impl Linux {
     /// Lines of the kernel's log that tell of trouble.
     pub fn bad_lines(&mut self) -> Vec<String> {
         let log = self.sh("dmesg");
-        log.lines().filter(|line| BAD.iter().any(|bad| line.contains(bad))).map(str::to_owned).collect()
+        let bad = |line: &&str| BAD.iter().any(|bad| line.contains(bad));
+        let found: Vec<_> = log.lines().filter(bad).map(str::to_owned).collect();
+        if !found.is_empty() {
+            eprintln!("{log}");
+        }
+        found
+    }
+
+    /// How the guest ended, which it must do by itself.
+    pub fn ended(&mut self) -> GuestEnd {
+        let begin = Instant::now();
+        loop {
+            match self.vmm.ask(Request::Describe) {
+                Reply::Description { ended: Some(end), .. } => return end,
+                Reply::Description { .. } => {}
+                other => panic!("{other:?}"),
+            }
+            if begin.elapsed() > PATIENCE {
+                let console = self.parts.console_from(self.seen);
+                let said = String::from_utf8_lossy(&console);
+                panic!(
+                    "the guest does not end; it is at {:x?} and said:\n{said}",
+                    self.instruction_pointers()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Where each vCPU is; with `nokaslr`, an address of the kernel's `System.map`.
+    fn instruction_pointers(&mut self) -> Vec<u64> {
+        const RIP: usize = 16 * 8;
+        self.vmm.pause(true);
+        let mut state = StateArchive::decode(&self.vmm.save()).unwrap();
+        let regs = |id| state.take::<VcpuState>(id).unwrap().regs;
+        let all: Vec<_> = (0..self.parts.spec.vcpus).map(regs).collect();
+        all.iter().map(|regs| u64::from_le_bytes(regs[RIP..RIP + 8].try_into().unwrap())).collect()
     }
 
     /// Moves the guest to a fresh VMM on the same memory, as a local migration does.

@@ -183,13 +183,14 @@ fn golden_components() {
         sum(&serial),
         sum(&NetState { virtio: virtio(), mac: [2, 0, 0, 0, 0, 1] }),
         sum(&RngState { virtio: virtio() }),
+        sum(&PlatformState { pending_events: 1, generation_id: [7; 16] }),
         sum(&BlkState { virtio: virtio() }),
         sum(&DisksState { disks: vec![disk] }),
     ];
     assert_eq!(sums, COMPONENTS);
 }
 
-const COMPONENTS: [(usize, u32); 10] = [
+const COMPONENTS: [(usize, u32); 11] = [
     (56, 0xf9fa_49b3),
     (160, 0x331b_8bde),
     (28, 0x9f1e_5092),
@@ -198,6 +199,7 @@ const COMPONENTS: [(usize, u32); 10] = [
     (32, 0x6888_2029),
     (136, 0xf7db_8953),
     (128, 0xe3b7_5e21),
+    (20, 0x9c03_9a5b),
     (128, 0xe3b7_5e21),
     (24, 0x9ec2_198a),
 ];

@@ -9,11 +9,13 @@ use crate::sources::{self, Source};
 use crate::{command, repository};
 
 /// Layer of each crate. A crate may depend on lower layers only.
-const LAYERS: [(&str, u8); 10] = [
+const LAYERS: [(&str, u8); 12] = [
     ("wire", 0),
     ("pki", 1),
+    ("agent", 1),
     ("vmm", 2),
     ("dataplane", 2),
+    ("image", 1),
     ("controlplane", 3),
     ("tools", 4),
     ("xtask", 4),

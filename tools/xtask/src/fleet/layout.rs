@@ -134,6 +134,15 @@ impl Host {
     }
 }
 
+impl FromStr for Host {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = (0..HOSTS_MAX).map(Self).find(|host| host.name() == text);
+        found.ok_or_else(|| anyhow::anyhow!("`{text}` is no host: they are called host-a, host-b and so on"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,6 +163,8 @@ mod tests {
         );
         // The kernel allows 15 bytes.
         assert!(hosts.iter().all(|host| host.fabric_port().len() <= 15));
+        assert!(hosts.iter().all(|host| host.name().parse::<Host>().unwrap() == *host));
+        assert!(["", "host-", "host-A", "a", "host-aa"].iter().all(|text| text.parse::<Host>().is_err()));
         assert!(Host::first(0).is_err() && Host::first(HOSTS_MAX + 1).is_err());
     }
 

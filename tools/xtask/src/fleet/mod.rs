@@ -13,7 +13,8 @@ pub mod leaks;
 pub mod netns;
 pub mod processes;
 mod running;
-mod services;
-mod state;
+pub(crate) mod services;
+pub(crate) mod state;
 
-pub use running::{Fleet, Plan, down, is_up, url};
+pub use running::{Fleet, Plan, down, give_api_to, is_up, url};
+pub(crate) use running::{clear, make_certificates};

@@ -79,7 +79,7 @@ fn add_namespace(name: &str) -> Result<()> {
 }
 
 /// Runs `ip` commands in a namespace, stopping at the first that fails.
-pub(super) fn batch(namespace: &str, commands: &[String]) -> Result<()> {
+pub(crate) fn batch(namespace: &str, commands: &[String]) -> Result<()> {
     // A `-6` before the object is an option of `ip`, which a batch line may not have.
     let (v6, plain): (Vec<_>, Vec<_>) = commands.iter().partition(|line| line.starts_with("-6 "));
     run_batch(namespace, &["-batch", "-"], &plain)?;

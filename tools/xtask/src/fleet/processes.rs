@@ -190,15 +190,11 @@ pub fn await_line(
     limit: Duration,
     wanted: impl Fn(&str) -> bool,
 ) -> Result<()> {
-    use rustix::fs::inotify;
-    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
-        .context("watching a log")?;
-    inotify::add_watch(&watch, log, inotify::WatchFlags::MODIFY).context("watching a log")?;
+    let lines = Lines::of(log)?;
     let deadline = Instant::now() + limit;
     loop {
         signals::check()?;
-        let text = std::fs::read(log).with_context(|| format!("reading {}", log.display()))?;
-        if String::from_utf8_lossy(&text).lines().any(&wanted) {
+        if lines.text()?.lines().any(&wanted) {
             return Ok(());
         }
         if let Some(status) = child.try_wait().with_context(|| format!("asking for {name}"))? {
@@ -208,9 +204,38 @@ pub fn await_line(
             return Err(anyhow!("{name} was not ready within {limit:?}:\n{}", tail(log)));
         }
         // A process that ends writes nothing, so the wait for a line is cut short now and then to ask for it.
-        wait_readable(&watch, LINE_WAIT.min(deadline.saturating_duration_since(Instant::now())));
+        lines.wait(LINE_WAIT.min(deadline.saturating_duration_since(Instant::now())));
+    }
+}
+
+/// A log that grows.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    log: PathBuf,
+    watch: OwnedFd,
+}
+
+impl Lines {
+    /// Watches a log, which must be there.
+    pub(crate) fn of(log: &Path) -> Result<Self> {
+        use rustix::fs::inotify;
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
+            .context("watching a log")?;
+        inotify::add_watch(&watch, log, inotify::WatchFlags::MODIFY).context("watching a log")?;
+        Ok(Self { log: log.to_owned(), watch })
+    }
+
+    /// What it says now.
+    pub(crate) fn text(&self) -> Result<String> {
+        let text = std::fs::read(&self.log).with_context(|| format!("reading {}", self.log.display()))?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Waits until it has grown, at most `limit`.
+    pub(crate) fn wait(&self, limit: Duration) {
+        wait_readable(&self.watch, limit);
         let mut sink = [0; 4096];
-        while rustix::io::read(&watch, &mut sink).is_ok_and(|bytes| bytes > 0) {}
+        while rustix::io::read(&self.watch, &mut sink).is_ok_and(|bytes| bytes > 0) {}
     }
 }
 

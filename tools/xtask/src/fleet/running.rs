@@ -63,23 +63,13 @@ impl Fleet {
         std::fs::create_dir_all(name.state_dir())
             .with_context(|| format!("making {}", name.state_dir().display()))?;
         netns::create(name, &self.hosts)?;
-        self.make_certificates()?;
+        make_certificates(name, &self.plan.binaries, &self.hosts)?;
         self.start_control()?;
         for host in self.hosts.clone() {
             self.start_host(&host)?;
         }
         self.await_hosts()?;
         state::write(&self.plan.name, &Record { hosts: self.hosts.clone() })
-    }
-
-    fn make_certificates(&self) -> Result<()> {
-        let directory = services::pki_dir(&self.plan.name);
-        let mut init = Command::new(&self.plan.binaries.mashines);
-        init.args(["fleet", "init", "--dir"]).arg(&directory);
-        for host in &self.hosts {
-            init.args(["--host", &host.name()]);
-        }
-        command::read(&mut init).map(drop)
     }
 
     fn start(&mut self, service: Service) -> Result<()> {
@@ -186,16 +176,6 @@ impl Fleet {
         &self.hosts
     }
 
-    /// Lets an ordinary user, who brought it up through sudo, use the API.
-    ///
-    /// # Errors
-    /// When the socket cannot be given to them.
-    pub fn give_api_to(&self, user: u32) -> Result<()> {
-        let socket = self.plan.name.api_socket();
-        std::os::unix::fs::chown(&socket, Some(user), None)
-            .with_context(|| format!("giving {} to user {user}", socket.display()))
-    }
-
     /// Leaves the fleet up when this process ends.
     pub fn keep(mut self) {
         self.kept = true;
@@ -236,6 +216,16 @@ pub fn url(fleet: &FleetName) -> String {
     format!("unix:{}", fleet.api_socket().display())
 }
 
+/// Lets an ordinary user, who brought a fleet up through sudo, use its API.
+///
+/// # Errors
+/// When the socket cannot be given to them.
+pub fn give_api_to(fleet: &FleetName, user: u32) -> Result<()> {
+    let socket = fleet.api_socket();
+    std::os::unix::fs::chown(&socket, Some(user), None)
+        .with_context(|| format!("giving {} to user {user}", socket.display()))
+}
+
 /// Whether the fleet was brought up completely and its daemons live.
 pub fn is_up(fleet: &FleetName) -> bool {
     let Some(record) = state::read(fleet) else { return false };
@@ -257,7 +247,18 @@ pub fn down(fleet: &FleetName) -> Result<bool> {
     Ok(there)
 }
 
-fn clear(fleet: &FleetName) -> Result<()> {
+/// Makes the authority of a fleet and an identity for each host, in the fleet's state directory.
+pub(crate) fn make_certificates(fleet: &FleetName, binaries: &Binaries, hosts: &[Host]) -> Result<()> {
+    let mut init = Command::new(&binaries.mashines);
+    init.args(["fleet", "init", "--dir"]).arg(services::pki_dir(fleet));
+    for host in hosts {
+        init.args(["--host", &host.name()]);
+    }
+    command::read(&mut init).map(drop)
+}
+
+/// Removes all of a fleet that can be found by its name.
+pub(crate) fn clear(fleet: &FleetName) -> Result<()> {
     processes::end_all(fleet)?;
     netns::remove(fleet)?;
     match std::fs::remove_dir_all(fleet.state_dir()) {

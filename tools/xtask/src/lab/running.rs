@@ -1,0 +1,329 @@
+//! Bringing the lab up and taking it down.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::fs::{FlockOperation, flock};
+
+use super::boot::Booting;
+use super::options::Options;
+use super::prepare::Ready;
+use super::qemu::{self, Common};
+use super::shell::Shell;
+use super::{initramfs, layout, network, tsc};
+use crate::fleet::layout::{FleetName, Host};
+use crate::fleet::processes::{self, Service};
+use crate::fleet::{self, netns, services, state};
+use crate::{command, signals};
+
+/// How long daemons get to become ready and join: emulation is slow, and both hosts share this machine.
+const JOIN_LIMIT: Duration = Duration::from_secs(90);
+/// How often the API is asked whether the hosts are there.
+const ASK_EVERY: Duration = Duration::from_millis(200);
+/// Size of a host's disk. The file is sparse, so only what is written takes place.
+const DISK_BYTES: u64 = 32 << 30;
+
+/// What a lab is to be.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Its size.
+    pub options: Options,
+    /// What it is made of.
+    pub ready: Ready,
+}
+
+/// A lab that this process brought up, or that was up already.
+#[derive(Debug)]
+pub struct Lab {
+    name: FleetName,
+    plan: Plan,
+    hosts: Vec<Host>,
+    shell: Shell,
+    children: Vec<(String, Child)>,
+    kept: bool,
+}
+
+impl Lab {
+    /// Brings the lab up. What a crashed one left is cleared away first.
+    ///
+    /// # Errors
+    /// When one is up or coming up already, or a step fails; nothing is left then.
+    pub fn up(plan: Plan, tell: &dyn Fn(&str)) -> Result<Self> {
+        let _lock = try_lock()?;
+        let name = layout::name()?;
+        if is_up() {
+            bail!("a lab is up already, and a machine has one at most: `cargo xtask lab down` takes it down");
+        }
+        clear(&name)?;
+        let hosts = Host::first(plan.options.hosts)?;
+        let shell = Shell::into(&name);
+        let mut lab = Self { name, plan, hosts, shell, children: Vec::new(), kept: false };
+        lab.build_up(tell)?;
+        Ok(lab)
+    }
+
+    fn build_up(&mut self, tell: &dyn Fn(&str)) -> Result<()> {
+        self.make_ground()?;
+        let booting = self.start_hosts()?;
+        // While the hosts boot.
+        fleet::make_certificates(&self.name, &self.plan.ready.binaries, &self.hosts)?;
+        self.start_control()?;
+        for (host, booting) in self.hosts.clone().into_iter().zip(booting) {
+            let (qemu, took) = booting.await_up(&self.name)?;
+            self.children.push((host.name(), qemu));
+            self.shell.open(&host)?;
+            tell(&format!("{} booted in {:.1} s", host.name(), took.as_secs_f64()));
+            self.start_daemon(&host)?;
+        }
+        self.await_hosts()?;
+        state::write(&self.name, &state::Record { hosts: self.hosts.clone() })
+    }
+
+    /// Directories, keys, disks and the network.
+    fn make_ground(&self) -> Result<()> {
+        for directory in [&*self.name.state_dir(), layout::disks_dir()] {
+            std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+        }
+        self.shell.make_keys()?;
+        initramfs::write(&self.plan.ready.kernel, &self.initramfs())?;
+        self.hosts.iter().try_for_each(|host| make_disk(&layout::disk(host)))?;
+        network::create(&self.name, &self.hosts)
+    }
+
+    fn initramfs(&self) -> std::path::PathBuf {
+        self.name.state_dir().join("initramfs")
+    }
+
+    fn start_hosts(&self) -> Result<Vec<Booting>> {
+        let ready = &self.plan.ready;
+        let programs = ready.binaries.mashined.parent().unwrap_or(Path::new("/")).to_owned();
+        let common = Common {
+            kernel: ready.kernel.clone(),
+            initramfs: self.initramfs(),
+            programs,
+            dropbear: ready.dropbear.clone(),
+            ram_mib: self.plan.options.ram.mib(),
+            tsc_khz: tsc::measured_khz()?,
+        };
+        let start = |host| {
+            signals::check()?;
+            Booting::start(&self.name, self.host_service(host, &common))
+        };
+        self.hosts.iter().map(start).collect()
+    }
+
+    fn host_service(&self, host: &Host, common: &Common) -> Service {
+        Service {
+            name: host.name(),
+            namespace: self.name.fabric_namespace(),
+            program: command::locate(qemu::PROGRAM).unwrap_or_else(|| qemu::PROGRAM.into()),
+            arguments: qemu::arguments(&self.name, host, common),
+            log: layout::console(&self.name, host),
+        }
+    }
+
+    fn start_control(&mut self) -> Result<()> {
+        let service = services::control(&self.name, &self.plan.ready.binaries);
+        let child = service.start(&self.name)?;
+        self.children.push((service.name, child));
+        let socket = self.name.api_socket();
+        self.await_that("the control plane's API", |_| {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        })
+    }
+
+    /// Starts `mashined` on a host, at first or again after it ended. Its log is outside, beside those of a fleet.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub fn start_daemon(&self, host: &Host) -> Result<()> {
+        let limit = self.plan.options.ram.limit();
+        let service = services::host(&self.name, host, &self.plan.ready.binaries, &limit);
+        let words = std::iter::once(service.program.display().to_string()).chain(service.arguments);
+        let line: Vec<String> = words.map(|word| super::shell::quoted(&word)).collect();
+        // As for a fleet's, whose daemons inherit it.
+        let filter = std::env::var("MASHINES_LOG").unwrap_or_else(|_| "info".to_owned());
+        let script = format!(
+            "MASHINES_LOG={} setsid {} < /dev/null >> {} 2>&1 &",
+            super::shell::quoted(&filter),
+            line.join(" "),
+            super::shell::quoted(&service.log.display().to_string())
+        );
+        self.shell.read(host, &script).map(drop)
+    }
+
+    fn await_hosts(&mut self) -> Result<()> {
+        let count = self.hosts.len();
+        self.await_that("all hosts to join", |lab| {
+            command::read(lab.cli().args(["host", "ls", "--json"]))
+                .is_ok_and(|text| state::online_hosts(&text) == count)
+        })
+    }
+
+    /// Asks again and again, because neither a socket file nor a list tells of its change by itself.
+    fn await_that(&mut self, what: &str, mut is_so: impl FnMut(&Self) -> bool) -> Result<()> {
+        let deadline = Instant::now() + JOIN_LIMIT;
+        while !is_so(self) {
+            signals::check()?;
+            self.check_children()?;
+            if Instant::now() >= deadline {
+                let hosts = self.hosts.iter().map(Host::name);
+                let logs: Vec<String> =
+                    hosts.chain(["control".to_owned()]).map(|name| self.shown_log(&name)).collect();
+                bail!("waited {JOIN_LIMIT:?} for {what}\n{}", logs.concat());
+            }
+            std::thread::sleep(ASK_EVERY);
+        }
+        Ok(())
+    }
+
+    fn shown_log(&self, service: &str) -> String {
+        format!("  log of {service}:\n{}", processes::tail(&services::log(&self.name, service)))
+    }
+
+    /// # Errors
+    /// When the control plane or a QEMU has ended.
+    fn check_children(&mut self) -> Result<()> {
+        for (name, child) in &mut self.children {
+            if let Some(status) = child.try_wait().with_context(|| format!("asking for {name}"))? {
+                return Err(anyhow!("{name} ended ({status}); see {}", self.name.state_dir().display()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Its name as a fleet: namespaces, state directory and marks follow from it.
+    pub fn name(&self) -> &FleetName {
+        &self.name
+    }
+
+    /// Its hosts.
+    pub fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// The way into its hosts.
+    pub fn shell(&self) -> &Shell {
+        &self.shell
+    }
+
+    /// Runs a line of shell on a host and returns what it printed.
+    ///
+    /// # Errors
+    /// When it ends with anything but 0; with what it said.
+    pub fn run(&self, host: &Host, script: &str) -> Result<String> {
+        self.shell.read(host, script)
+    }
+
+    /// The namespace of clients, from which hosts and machines are reached.
+    pub fn client_namespace(&self) -> String {
+        self.name.fabric_namespace()
+    }
+
+    /// The `mashines` command line, pointed at this lab.
+    pub fn cli(&self) -> Command {
+        let mut command = Command::new(&self.plan.ready.binaries.mashines);
+        command.env("MASHINES_URL", fleet::url(&self.name));
+        command
+    }
+
+    /// Leaves the lab up when this process ends.
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
+
+    /// Takes it down.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn down(mut self) -> Result<()> {
+        self.kept = true;
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let cleared = clear(&self.name);
+        for (_, child) in &mut self.children {
+            // It has ended, or `cleared` says that it would not.
+            let _ = child.try_wait();
+        }
+        cleared
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        if let Err(error) = self.end() {
+            eprintln!("taking the lab down: {error:#}");
+        }
+    }
+}
+
+/// Makes the file behind a host's disk: large, and empty but for a file system.
+fn make_disk(path: &Path) -> Result<()> {
+    let file = File::create(path).with_context(|| format!("making {}", path.display()))?;
+    file.set_len(DISK_BYTES).with_context(|| format!("sizing {}", path.display()))?;
+    // A lab's disk lives for an hour: no journal, no reserve, tables when they are needed.
+    let options = ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard"];
+    let mkfs =
+        command::locate("mkfs.ext4").ok_or_else(|| anyhow!("there is no mkfs.ext4: install e2fsprogs"))?;
+    command::read(Command::new(mkfs).args(options).arg(path)).map(drop)
+}
+
+/// Whether the lab was brought up completely and its hosts and control plane live.
+pub fn is_up() -> bool {
+    let Ok(name) = layout::name() else { return false };
+    let Some(record) = state::read(&name) else { return false };
+    let running = processes::of_fleet(&name);
+    let count = |program: &str| running.iter().filter(|process| process.program == program).count();
+    count(qemu::PROGRAM) >= record.hosts.len() && count("mashines-control") >= 1
+}
+
+/// Takes the lab down, whoever brought it up and however far it got. Returns whether there was anything.
+///
+/// # Errors
+/// When something cannot be removed, or somebody brings it up just now.
+pub fn down() -> Result<bool> {
+    let _lock = try_lock()?;
+    let name = layout::name()?;
+    let there = name.state_dir().exists()
+        || layout::disks_dir().exists()
+        || !netns::existing(&name).is_empty()
+        || !processes::of_fleet(&name).is_empty();
+    clear(&name)?;
+    Ok(there)
+}
+
+fn clear(name: &FleetName) -> Result<()> {
+    fleet::clear(name)?;
+    match std::fs::remove_dir_all(layout::disks_dir()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", layout::disks_dir().display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// One `up` or `down` at a time; a second is refused, because a boot takes too long to wait for. Released when the file is
+/// closed, also by a crash.
+fn try_lock() -> Result<File> {
+    let path = layout::lock_file();
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+    }
+    let file = File::options().create(true).truncate(false).write(true).open(path);
+    let file = file.with_context(|| format!("opening {}", path.display()))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            bail!("another `cargo xtask lab` is bringing a lab up or down: wait for it, or end it")
+        }
+        Err(error) => Err(error).with_context(|| format!("locking {}", path.display())),
+    }
+}

@@ -20,7 +20,7 @@
 
 use crate::ids::Digest;
 use crate::space::DiskSize;
-use crate::units::{CHUNK_BYTES, PAGE_BYTES};
+use crate::units::{CHUNK_BYTES, PAGE_BYTES, PAGE_BYTES_USIZE};
 
 /// First bytes of the file.
 pub const MAGIC: [u8; 8] = *b"MSHDISK1";
@@ -84,8 +84,8 @@ impl OverlayLayout {
     }
 
     /// The header for this disk over `base`.
-    pub fn header(self, base: Option<Digest>) -> [u8; PAGE_BYTES as usize] {
-        let mut header = [0; PAGE_BYTES as usize];
+    pub fn header(self, base: Option<Digest>) -> [u8; PAGE_BYTES_USIZE] {
+        let mut header = [0; PAGE_BYTES_USIZE];
         header[..8].copy_from_slice(&MAGIC);
         header[8..16].copy_from_slice(&self.size.bytes().to_le_bytes());
         header[16..48].copy_from_slice(&base.map_or([0; 32], |digest| digest.0));
@@ -98,7 +98,7 @@ impl OverlayLayout {
     ///
     /// # Errors
     /// [`OverlayError`].
-    pub fn check(self, header: &[u8; PAGE_BYTES as usize], base: Option<Digest>) -> Result<(), OverlayError> {
+    pub fn check(self, header: &[u8; PAGE_BYTES_USIZE], base: Option<Digest>) -> Result<(), OverlayError> {
         let want = self.header(base);
         if header[..8] != want[..8] {
             return Err(OverlayError::Magic);

@@ -80,6 +80,7 @@ impl Fleet {
             |host: &HostName| FakeHost::start(&world, host, host.as_str(), &ca, running.hosts).unwrap();
         let hosts = names.iter().map(join).collect();
         // An idle connection would keep the control plane of before a restart alive.
+        let _chosen = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
         let fleet = Self { ca, world, hosts, directory, running: Some(running), http };
         fleet.hosts_are("online", names.len()).await;

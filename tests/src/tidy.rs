@@ -1,7 +1,6 @@
 //! What hosts hold, read from the kernel: one copy of a machine where it belongs, and nothing of it elsewhere.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::process::Command;
 use std::time::Duration;
 
@@ -28,6 +27,8 @@ pub struct Holdings {
     pub routes: BTreeSet<String>,
     /// Addresses of machines that it answers for.
     pub answers: BTreeSet<String>,
+    /// Directories of machines.
+    pub directories: usize,
 }
 
 impl Holdings {
@@ -42,8 +43,9 @@ impl Holdings {
             vmms: ground.fleet.vmms_on(&host).len(),
             taps: ip(&namespace, "tuntap show")?.lines().filter(|line| line.contains("tap")).count(),
             memories: memories.len(),
-            routes: machine_addresses(&ip(&namespace, "route show table all")?),
-            answers: machine_addresses(&ip(&namespace, "neigh show proxy")?),
+            routes: machine_addresses(&namespace, "route show table all")?,
+            answers: machine_addresses(&namespace, "neigh show proxy")?,
+            directories: directories(ground, host),
         })
     }
 }
@@ -53,10 +55,18 @@ fn ip(namespace: &str, words: &str) -> Result<String> {
     command::read(Command::new(program).args(["-netns", namespace]).args(words.split(' ')))
 }
 
-/// Addresses of single machines at the start of lines.
-fn machine_addresses(text: &str) -> BTreeSet<String> {
+/// Addresses of single machines at the start of the lines that `ip` prints for either family.
+fn machine_addresses(namespace: &str, words: &str) -> Result<BTreeSet<String>> {
+    let text = ip(namespace, &format!("-4 {words}"))? + &ip(namespace, &format!("-6 {words}"))?;
     let words = text.lines().filter_map(|line| line.split_whitespace().next());
-    words.filter(|word| word.starts_with("198.19.") && !word.contains('/')).map(str::to_owned).collect()
+    let machine = |word: &&str| word.starts_with("198.19.") || word.starts_with("2001:db8:6d61:");
+    Ok(words.filter(machine).filter(|word| !word.contains('/')).map(str::to_owned).collect())
+}
+
+/// Directories of machines in a host's state.
+fn directories(ground: &Ground, host: Host) -> usize {
+    let machines = ground.fleet.name().state_dir().join(host.name()).join("vms");
+    std::fs::read_dir(machines).map_or(0, Iterator::count)
 }
 
 /// Memory files of machines that a process has open or mapped, by inode.
@@ -90,9 +100,10 @@ pub fn is_on(ground: &Ground, machine: &str, host: Host) -> Result<()> {
         let view = ground.machine(machine)?;
         let placed = view.host.as_ref().is_some_and(|name| name.as_str() == host.name());
         let (here, there) = (Holdings::of(ground, host)?, Holdings::of(ground, elsewhere)?);
-        let owned = BTreeSet::from([IpAddr::V4(view.ip4).to_string()]);
-        let one = here.vmms == 1 && here.taps == 1 && here.routes == owned && here.answers == owned;
-        if placed && view.state == MachineState::Started && one && there == Holdings::default() {
+        let owned = BTreeSet::from([view.ip4.to_string(), view.ip6.to_string()]);
+        let routed = here.routes == owned && here.answers == owned;
+        let one = here.vmms == 1 && here.taps == 1 && here.memories > 0 && here.directories == 1;
+        if placed && view.state == MachineState::Started && one && routed && there == Holdings::default() {
             return Ok(Ok(()));
         }
         Ok(Err(format!(
@@ -103,6 +114,15 @@ pub fn is_on(ground: &Ground, machine: &str, host: Host) -> Result<()> {
             elsewhere.name()
         )))
     })
+}
+
+/// The host that the control plane has the machine on.
+///
+/// # Errors
+/// When it is on none.
+pub fn host_of(ground: &Ground, machine: &str) -> Result<Host> {
+    let host = ground.machine(machine)?.host.context("it is on no host")?;
+    ground.host(host.as_str())
 }
 
 /// Nobody holds anything of any machine.
@@ -127,7 +147,9 @@ pub fn each_holds(ground: &Ground, count: usize) -> Result<()> {
         let right = |held: &Holdings| {
             held.vmms == count
                 && held.taps == count
-                && held.routes.len() == count
+                && held.directories == count
+                // One of each family.
+                && held.routes.len() == 2 * count
                 && held.answers == held.routes
         };
         let apart = a.routes.is_disjoint(&b.routes);

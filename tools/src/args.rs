@@ -12,6 +12,7 @@ use wire::ids::{HostName, MachineName, MigrationId};
 
 pub use images::{BuildImage, Image, ImagePart, ImportImage, Store};
 
+use crate::session::copy::Place;
 use crate::units::{parse_duration, parse_memory};
 
 /// Launches, moves and looks after machines that never have to restart.
@@ -50,6 +51,12 @@ pub enum Command {
     Migrations(Migrations),
     /// Show what happened.
     Events(Events),
+    /// Run a command in a machine; it goes on while the machine moves. Exits with the command's code.
+    Exec(Execute),
+    /// A shell in a machine; it stays open while the machine moves.
+    Enter(Enter),
+    /// Copy files to or from a machine: `mashines cp FILE NAME:/path`, `mashines cp NAME:/path FILE`.
+    Cp(Copy),
     /// Show a machine's serial console.
     Logs(Logs),
     /// End a machine; its disks, name and addresses stay.
@@ -290,6 +297,52 @@ pub struct Events {
     /// Only events after this one; with --follow the default is now, else the beginning.
     #[arg(long, value_name = "ID")]
     pub after: Option<u64>,
+}
+
+/// `exec`.
+#[derive(Debug, Args)]
+pub struct Execute {
+    /// Name or id.
+    #[arg(value_name = "MACHINE")]
+    pub machine: MachineRef,
+    /// Give the command a terminal.
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Pass standard input on.
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// User to run it as; root when absent.
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Directory to start in; the user's home when absent.
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// Environment; may be repeated.
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub env: Vec<(String, String)>,
+    /// Command and arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// `enter`.
+#[derive(Debug, Args)]
+pub struct Enter {
+    /// Name or id.
+    #[arg(value_name = "MACHINE")]
+    pub machine: MachineRef,
+    /// User; root when absent.
+    #[arg(short, long)]
+    pub user: Option<String>,
+}
+
+/// `cp`.
+#[derive(Debug, Args)]
+pub struct Copy {
+    /// File or directory; `NAME:/path` in a machine.
+    pub from: Place,
+    /// Where to.
+    pub to: Place,
 }
 
 /// `logs`.

@@ -34,6 +34,8 @@ impl Client {
     /// # Errors
     /// When the URL is of no known form.
     pub fn new(config: &Config) -> Result<Self, Failure> {
+        // Images are fetched over TLS by a library that leaves the choice of its cryptography to us; whoever chose before has chosen the same.
+        let _chosen = rustls::crypto::ring::default_provider().install_default();
         // A proxy for the web has no business with the control plane.
         let builder = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT);
         let (builder, base) = if let Some(path) = config.url.strip_prefix("unix:") {
@@ -113,12 +115,26 @@ impl Client {
         self.send(request).await
     }
 
+    /// Has the connection of a `GET` upgraded to `protocol`, and gives its bytes.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn upgrade(&self, path: &str, protocol: &str) -> Result<reqwest::Upgraded, Failure> {
+        let request = self.http.get(format!("{}{path}", self.base));
+        let request = request.header("connection", "upgrade").header("upgrade", protocol);
+        let response = self.send(request).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Failure::Answer(format!("HTTP status {} to an upgrade", response.status())));
+        }
+        response.upgrade().await.map_err(|error| self.unreachable(&error))
+    }
+
     async fn send(&self, mut request: reqwest::RequestBuilder) -> Result<Response, Failure> {
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
         let response = request.send().await.map_err(|error| self.unreachable(&error))?;
-        if response.status().is_success() {
+        if response.status().is_success() || response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
         let status = response.status();

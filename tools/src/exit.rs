@@ -59,6 +59,9 @@ pub enum Failure {
         /// What to do.
         remedy: String,
     },
+    /// A command in a machine ended with this code, and has said why itself.
+    #[error("the command ended with {0}")]
+    Exited(u8),
     /// Ctrl-C while waiting; the message has been printed.
     #[error("interrupted")]
     Interrupted,
@@ -87,6 +90,7 @@ impl Failure {
             Self::Usage { .. } => 2,
             Self::Failed { .. } | Self::Answer(_) => 5,
             Self::Local { .. } => 1,
+            Self::Exited(code) => *code,
             Self::Interrupted => 130,
         }
     }
@@ -99,7 +103,7 @@ impl Failure {
             }
             Self::Answer(_) => "use the same release of `mashines` and `mashines-control`",
             Self::Usage { remedy, .. } | Self::Failed { remedy, .. } | Self::Local { remedy, .. } => remedy,
-            Self::Interrupted => "",
+            Self::Exited(_) | Self::Interrupted => "",
         }
     }
 }
@@ -141,7 +145,7 @@ const fn problem_code(code: ProblemCode) -> u8 {
 
 /// Prints the failure and gives its exit code.
 pub fn report(failure: &Failure) -> ExitCode {
-    if !matches!(failure, Failure::Interrupted) {
+    if !matches!(failure, Failure::Exited(_) | Failure::Interrupted) {
         eprintln!("error: {failure}");
         let remedy = failure.remedy();
         if !remedy.is_empty() {

@@ -4,6 +4,7 @@
 //! API. Errors say what to do about them, and the exit code says what kind they are ([`exit`]).
 //!
 //! * [`args`]: what can be typed. * [`config`]: where the control plane is. * [`client`]: talking to it.
+//! * [`session`]: programs, terminals and files in a guest.
 //! * [`commands`]: what each command does. * [`output`]: tables and JSON. * [`units`]: sizes and durations.
 
 pub mod args;
@@ -12,5 +13,6 @@ pub mod commands;
 pub mod config;
 pub mod exit;
 pub mod output;
+pub mod session;
 pub mod sse;
 pub mod units;

@@ -1,4 +1,4 @@
-//! The dirty bitmap that the VMM and `mashined` share: one bit for each 4 KiB page of RAM, counted from the start of the RAM memfd.
+//! The dirty bitmap that the VMM and `mashined` share: one bit for each page of the machine's space ([`wire::space`]), RAM first, then its disks.
 //!
 //! The VMM only ever sets bits (atomic OR), `mashined` takes whole words (atomic swap with 0) **before** it reads the
 //! pages. So a page that is written after it was read has its bit set again, whoever wrote it. Two sources set bits:
@@ -60,6 +60,15 @@ impl DirtyBitmap {
     /// The bits of word `word`.
     pub fn word(&self, word: usize) -> u64 {
         self.mapping.words().get(word).map_or(0, |shared| u64::from_le(shared.load(Ordering::Acquire)))
+    }
+
+    /// Marks one page, if the log is on: what a device wrote elsewhere than in RAM.
+    pub fn mark(&self, page: u64) {
+        if self.active.load(Ordering::Acquire)
+            && let Ok(word) = usize::try_from(page / WORD_PAGES)
+        {
+            self.publish(word, 1 << (page % WORD_PAGES));
+        }
     }
 
     fn mark_pages(&self, first: usize, last: usize) {

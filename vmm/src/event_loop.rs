@@ -85,11 +85,11 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// A loop that serves `listener`.
+    /// A loop that serves `listener`, and clients of the guest's vsock ports through `vsock`.
     ///
     /// # Errors
     /// [`LoopError`] when the operating system refuses.
-    pub fn new(listener: UnixListener) -> Result<Self, LoopError> {
+    pub fn new(listener: UnixListener, vsock: Option<UnixListener>) -> Result<Self, LoopError> {
         listener.set_nonblocking(true)?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let this = Self {
@@ -97,7 +97,7 @@ impl EventLoop {
             listener,
             connection: None,
             waits_for_room: false,
-            supervisor: Supervisor::default(),
+            supervisor: Supervisor::new(vsock),
             machine_added: false,
             devices_added: false,
             hosts_added: Vec::new(),

@@ -10,7 +10,7 @@ use rustix::thread::{
 };
 
 /// First descriptor that nobody meant to hand over.
-const FIRST_UNMEANT: libc::c_uint = 4;
+const FIRST_UNMEANT: libc::c_uint = 5;
 
 /// Gives it all up. To be called before the first thread is started.
 ///

@@ -10,9 +10,11 @@ use vmm::event_loop::EventLoop;
 
 /// Where the control socket is.
 const CONTROL: RawFd = 3;
+/// Where clients of the guest's vsock ports come in, if anywhere.
+const VSOCK: RawFd = 4;
 
 fn main() -> ExitCode {
-    let Some(listener) = control_socket() else {
+    let Some(listener) = inherited(CONTROL) else {
         eprintln!(
             "mashine-vmm: descriptor {CONTROL} is no listening Unix socket; this program is started by mashined"
         );
@@ -27,7 +29,7 @@ fn main() -> ExitCode {
         eprintln!("mashine-vmm: privileges cannot be given up: {error}");
         return ExitCode::FAILURE;
     }
-    match EventLoop::new(listener).and_then(EventLoop::run) {
+    match EventLoop::new(listener, inherited(VSOCK)).and_then(EventLoop::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
@@ -37,10 +39,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Takes descriptor 3, if it is what it should be.
-fn control_socket() -> Option<UnixListener> {
+/// Takes a descriptor that we were started with, if it is a listening Unix socket.
+fn inherited(number: RawFd) -> Option<UnixListener> {
     // SAFETY: only asked about; if it is not open, the calls below say so.
-    let fd = unsafe { BorrowedFd::borrow_raw(CONTROL) };
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
     let listens = rustix::net::sockopt::socket_acceptconn(fd).ok()?;
     let unix = rustix::net::sockopt::socket_domain(fd).ok()? == rustix::net::AddressFamily::UNIX;
     if !listens || !unix {
@@ -48,6 +50,6 @@ fn control_socket() -> Option<UnixListener> {
     }
     rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).ok()?;
     // SAFETY: the descriptor is open, and nobody else in this process knows of it.
-    let owned = unsafe { OwnedFd::from_raw_fd(CONTROL) };
+    let owned = unsafe { OwnedFd::from_raw_fd(number) };
     Some(owned.into())
 }

@@ -47,7 +47,7 @@ pub enum ShmError {
     },
 }
 
-/// A shared, writable mapping of a whole memfd, unmapped when dropped.
+/// A shared, writable mapping of a memfd, or of a part of a disk's file, unmapped when dropped.
 #[derive(Debug)]
 pub struct SharedMapping {
     start: NonNull<u8>,
@@ -67,11 +67,20 @@ impl SharedMapping {
     /// # Errors
     /// [`ShmError`] when the file is too short or cannot be mapped.
     pub fn new(file: &File, what: &'static str, bytes: u64) -> Result<Self, ShmError> {
+        Self::part(file, what, 0, bytes)
+    }
+
+    /// Maps `bytes` bytes of `file` from `offset`, a multiple of the page size.
+    ///
+    /// # Errors
+    /// As [`SharedMapping::new`].
+    pub fn part(file: &File, what: &'static str, offset: u64, bytes: u64) -> Result<Self, ShmError> {
         let map = |source| ShmError::Map { what, source };
         let have = rustix::fs::fstat(file).map_err(map)?.st_size;
         let have = u64::try_from(have).unwrap_or(0);
-        if have < bytes {
-            return Err(ShmError::TooShort { what, have, want: bytes });
+        let want = offset.saturating_add(bytes);
+        if have < want {
+            return Err(ShmError::TooShort { what, have, want });
         }
         let too_long = ShmError::TooLong { what, bytes };
         let (Ok(bytes), Ok(align)) = (usize::try_from(bytes), usize::try_from(CHUNK_BYTES)) else {
@@ -94,7 +103,7 @@ impl SharedMapping {
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE,
                 file.as_fd(),
-                0,
+                offset,
             )
         };
         let mapped = mapped.map_err(map)?.cast::<u8>();

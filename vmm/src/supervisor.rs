@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 
 use wire::vmm::{Code, FromVmm, GuestEnd, MachineSpec, Notice, Phase, Reply, Request, VERSION};
 
@@ -21,6 +22,8 @@ pub struct Supervisor {
     /// Whether the guest's end has been told.
     end_noticed: bool,
     machine: Option<Machine>,
+    /// For the machine's vsock, once it is made.
+    vsock: Option<UnixListener>,
 }
 
 /// An answer, with descriptors.
@@ -88,6 +91,11 @@ impl From<LogError> for Refused {
 }
 
 impl Supervisor {
+    /// A record of nothing yet; clients of the machine's ports will come through `vsock`.
+    pub fn new(vsock: Option<UnixListener>) -> Self {
+        Self { vsock, ..Self::default() }
+    }
+
     /// The machine, once created.
     pub const fn machine(&self) -> Option<&Machine> {
         self.machine.as_ref()
@@ -156,12 +164,30 @@ impl Supervisor {
         if let Err(error) = checked {
             return Err(Refused::new(Code::BadArgument, &error));
         }
+        let wanted: usize = spec.disks.iter().map(|disk| 1 + usize::from(disk.base.is_some())).sum();
+        let mut rest: Vec<File> = fds.map(File::from).collect();
+        let with_tap = rest.len() == wanted + 1;
+        if !with_tap && rest.len() != wanted || spec.disks.len() > wire::space::DISKS_MAX {
+            return Err(Refused::argument(format!(
+                "{count} descriptors came with Create, which do not fit a machine with {} disks",
+                spec.disks.len()
+            )));
+        }
+        let mut of_disks = rest.split_off(usize::from(with_tap)).into_iter();
+        let mut disks = Vec::with_capacity(spec.disks.len());
+        for disk in &spec.disks {
+            let Some(overlay) = of_disks.next() else { break };
+            let base = if disk.base.is_some() { of_disks.next() } else { None };
+            disks.push((overlay, base));
+        }
         let descriptors = Descriptors {
             kvm,
             ram: File::from(ram),
             dirty: File::from(dirty),
             console: File::from(console),
-            tap: fds.next().map(File::from),
+            tap: rest.pop(),
+            vsock: self.vsock.as_ref().and_then(|listener| listener.try_clone().ok()),
+            disks,
         };
         let created = Machine::create(spec, descriptors);
         let code = |error: &CreateError| match error {

@@ -72,6 +72,10 @@ fn the_power_button_reaches_user_space() {
     assert_eq!(linux.ended(), GuestEnd::PowerOff);
 }
 
+fn wall_s() -> i64 {
+    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap()
+}
+
 #[test]
 fn linux_is_saved_and_restored_and_notices_nothing() {
     let Some(kernel) = kernel() else { return };
@@ -87,9 +91,12 @@ fn linux_is_saved_and_restored_and_notices_nothing() {
             let now: f64 = linux.sh("cut -d' ' -f1 /proc/uptime").parse().unwrap();
             assert!(now >= uptime && now < uptime + 120.0, "{uptime} {now}");
             uptime = now;
-            let wall: u64 = linux.sh("date +%s").parse().unwrap();
-            let ours = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-            assert!(wall.abs_diff(ours) <= 3, "guest {wall}, host {ours}");
+            // A busy guest under emulation takes its time to answer.
+            let before = wall_s();
+            let wall: i64 = linux.sh("date +%s").parse().unwrap();
+            let after = wall_s();
+            eprintln!("uptime {now}, wall clock {} to {} s ahead", wall - after, wall - before);
+            assert!(wall >= before - 3 && wall <= after + 3, "guest {wall}, host {before} to {after}");
         }
         assert_eq!(linux.sh("cat /proc/sys/kernel/random/boot_id"), boot_id);
         assert_eq!(linux.sh("nproc"), vcpus.to_string());

@@ -43,6 +43,11 @@ impl Profile {
         }
     }
 
+    /// [`Profile::features`] as owned text.
+    pub fn owned_features(self) -> Vec<String> {
+        self.features().into_iter().map(str::to_owned).collect()
+    }
+
     /// The features that a host must have for it, sorted; none for `host`, where they are the first host's.
     pub fn features(self) -> Vec<&'static str> {
         let parts: &[&[&'static str]] = match self {

@@ -7,6 +7,7 @@
 mod bodies;
 mod common;
 
+use wire::agent::{Exec, FromAgent, SessionId, Stream, Task, ToAgent};
 use wire::frame::encode;
 use wire::migration::lane::{Batch, LaneRecord, RoundEnd, WireRun};
 use wire::migration::messages::{Commit, ConsoleBytes, Final, SourceMessage, TargetMessage};
@@ -69,6 +70,11 @@ fn frames() -> Vec<Vec<u8>> {
     frames.push(encode(1, &ready, 0).unwrap().to_vec());
     let batch = Batch { round: 1, content: vec![WireRun { first: 0, count: 2 }], zero: vec![] };
     frames.push(encode(1, &LaneRecord::Batch(batch), 8192).unwrap().to_vec());
+    let exec = Exec { argv: vec![b"cat".to_vec()], user: Some("web".into()), ..Exec::default() };
+    let open = ToAgent::Open { session: SessionId([3; 16]), task: Task::Exec(exec) };
+    frames.push(encode(1, &open, 0).unwrap().to_vec());
+    let output = FromAgent::Output { stream: Stream::Err, offset: 7, bytes: vec![1, 2, 3] };
+    frames.push(encode(1, &output, 0).unwrap().to_vec());
     frames
 }
 
@@ -145,4 +151,13 @@ fn any_messages_and_answers_for_the_source() {
     let mut random = Random(4);
     let given_away = (0..3_000).filter(|_| bodies::source(&random.bytes(300))).count();
     assert!(given_away > 100, "{given_away}");
+}
+
+#[test]
+fn any_messages_for_both_ends_of_a_session() {
+    let mut random = Random(5);
+    let given: u64 = (0..3_000).map(|_| bodies::sessions::agent(&random.bytes(400))).sum();
+    assert!(given > 1 << 20, "{given}");
+    let ended = (0..3_000).filter(|_| bodies::sessions::client(&random.bytes(400))).count();
+    assert!(ended > 100, "{ended}");
 }

@@ -318,7 +318,7 @@ impl MachineRecord {
                 guest_config: self.guest_config(),
             },
             cpu: wire::vmm::CpuProfile {
-                name: self.cpu.name().to_owned(),
+                name: self.cpu.profile.clone(),
                 features: self.cpu.features.clone(),
                 tsc_khz: self.cpu.tsc_khz,
             },

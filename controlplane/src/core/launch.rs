@@ -1,6 +1,7 @@
 //! Creating machines: what a request must be, and what a machine is given for life.
 
 use image::manifest::Manifest;
+use wire::cpu::Profile;
 use wire::ids::{Epoch, HostName, Label, MachineId};
 use wire::units::{RamSize, VCPUS_MAX};
 use wire::vmm::CMDLINE_BYTES_MAX;
@@ -36,7 +37,14 @@ impl Core {
         if let Some(host) = &request.host {
             self.check_host_known(host)?;
         }
+        let profile: Profile = match &request.cpu {
+            Some(name) => name.parse().map_err(|error: wire::cpu::UnknownProfile| {
+                bad_value(error.to_string(), "take one of those")
+            })?,
+            None => Profile::Host,
+        };
         let demand = Demand {
+            features: profile.owned_features(),
             ram_bytes: ram.bytes(),
             vcpus: request.vcpus,
             only: request.host.clone(),
@@ -58,7 +66,7 @@ impl Core {
             disks: made.disks,
             guest: made.guest,
             disks_on: None,
-            cpu: self.cpu_of(&host, request.cpu.as_deref()),
+            cpu: self.cpu_of(&host, profile),
             lifecycle: Lifecycle::Creating,
             button: None,
             reason: None,
@@ -78,15 +86,18 @@ impl Core {
     }
 
     /// The CPU that a guest booted on the host sees.
-    pub(super) fn cpu_of(&self, host: &HostName, profile: Option<&str>) -> Cpu {
+    pub(super) fn cpu_of(&self, host: &HostName, profile: Profile) -> Cpu {
         let capacity = self.hosts.get(host).and_then(|runtime| runtime.capacity.as_ref());
         capacity
             .map(|capacity| Cpu {
-                profile: profile.filter(|name| *name != "host").map(str::to_owned),
-                features: capacity.cpu_features.clone(),
+                profile: profile.name().to_owned(),
+                features: match profile {
+                    Profile::Host => capacity.cpu_features.clone(),
+                    baseline => baseline.owned_features(),
+                },
                 tsc_khz: capacity.tsc_khz,
             })
-            .unwrap_or_default()
+            .unwrap_or_else(|| Cpu { profile: profile.name().to_owned(), ..Cpu::default() })
     }
 
     fn check_name(&self, name: &Label) -> Result<Label, Problem> {

@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use wire::cpu::Profile;
 use wire::fleet::{Answer, RefusalCode};
 use wire::ids::{Epoch, HostName, Label, MachineId};
 use wire::vmm::GuestEnd;
@@ -82,11 +83,12 @@ impl Core {
             vcpus: record.vcpus,
             // Disks are files of the host that ran it last.
             only: record.disks_on.clone(),
+            features: record.cpu.profile.parse().map_or_else(|_| Vec::new(), Profile::owned_features),
             ..Demand::default()
         };
-        let (id, profile) = (record.id, record.cpu.profile.clone());
+        let (id, profile) = (record.id, record.cpu.profile.parse().unwrap_or(Profile::Host));
         let host = self.place(&demand)?;
-        let cpu = self.cpu_of(&host, profile.as_deref());
+        let cpu = self.cpu_of(&host, profile);
         if let Some(record) = self.model.machine_mut(id) {
             record.epoch = record.burn_epoch();
             record.host = Some(host.clone());

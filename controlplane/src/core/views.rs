@@ -115,7 +115,7 @@ impl Core {
             cmdline: record.boot.cmdline.clone(),
             image: record.image.clone(),
             disk_bytes: record.disks.first().map(|disk| disk.bytes),
-            cpu: record.cpu.name().to_owned(),
+            cpu: record.cpu.profile.clone(),
             created_unix_ms: record.created_unix_ms,
             started_unix_ms: started,
             uptime_ms: started.map(|at| self.now.unix_ms.saturating_sub(at)),

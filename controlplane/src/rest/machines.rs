@@ -224,15 +224,33 @@ async fn reach(
         let to_run =
             matches!(wanted, MachineState::Started | MachineState::Starting | MachineState::Creating);
         if ended && (to_run || wanted == MachineState::Stopped) {
-            let why = now.reason.map_or_else(String::new, |reason| format!(": {}", reason.detail));
-            return Err(Problem::new(
-                ProblemCode::WrongState,
-                format!("machine {} is {}{why}", now.name, now.state),
-                "look at `mashines logs` and start it again",
-            ));
+            return Err(fell_short(&now));
         }
         if revision.changed().await.is_err() {
             return Err(Problem::new(ProblemCode::Internal, "the control plane is stopping", "try again"));
         }
+    }
+}
+
+/// A machine that ended instead of reaching the state that was waited for.
+fn fell_short(machine: &Machine) -> Problem {
+    let why = machine.reason.as_ref().map_or_else(String::new, |reason| format!(": {}", reason.detail));
+    let detail = format!("machine {} is {}{why}", machine.name, machine.state);
+    // Reasons of hosts that refused are named as their codes; the others tell how a guest ended.
+    match machine.reason.as_ref().map(|reason| reason.code.as_str()) {
+        Some("bad_boot") => Problem::new(
+            ProblemCode::HostRefused,
+            detail,
+            format!(
+                "give a kernel that can be booted (PVH ELF or bzImage), after `mashines rm {}`",
+                machine.name
+            ),
+        ),
+        Some("no_ram" | "cpu_feature" | "tsc" | "host_error" | "no_blob" | "no_disk") => Problem::new(
+            ProblemCode::HostRefused,
+            detail,
+            format!("mend what the host says, or start it elsewhere with `mashines start {}`", machine.name),
+        ),
+        _ => Problem::new(ProblemCode::WrongState, detail, "look at `mashines logs` and start it again"),
     }
 }

@@ -89,9 +89,9 @@ pub struct Guest {
 /// The CPU the guest sees: that of the host it was booted on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cpu {
-    /// Name of the profile; none for `host`.
-    #[serde(default)]
-    pub profile: Option<String>,
+    /// Name of the profile.
+    #[serde(default = "Cpu::host")]
+    pub profile: String,
     /// Features it may use, sorted.
     pub features: Vec<String>,
     /// TSC frequency it was told.
@@ -99,9 +99,9 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// The profile's name.
-    pub fn name(&self) -> &str {
-        self.profile.as_deref().unwrap_or("host")
+    /// The profile of records that do not say.
+    fn host() -> String {
+        wire::cpu::Profile::Host.name().to_owned()
     }
 }
 

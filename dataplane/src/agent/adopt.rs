@@ -2,7 +2,8 @@
 //!
 //! The VMM says what it is. A machine that was given away stays so: its fate is settled by the control plane. A copy that was being
 //! received and never ran is dropped, which is also the promise that it never will run here. A machine that was paused by a
-//! migration, and not given away, is this host's and goes on.
+//! migration, and not given away, is this host's and goes on. Of a machine whose VMM is gone (it died with the last `mashined`, or it had
+//! moved and only its forward route stood) routes and proxy entries are removed, then its directory.
 
 use std::path::Path;
 use std::rc::Rc;
@@ -14,7 +15,7 @@ use wire::vmm::Phase;
 
 use super::Host;
 use super::machine::{Machine, Vm};
-use crate::net::tap_name;
+use crate::net::{HostNetwork, tap_name};
 use crate::shard::VmmRequest;
 use crate::vm::process::{MachineDir, VmmProcess};
 use crate::vm::setup::{Adopted, Setup};
@@ -27,17 +28,44 @@ pub(super) struct Survivor {
     pub adopted: Adopted,
 }
 
-/// Finds all machines of this host that still run, and clears away what is left of those that do not. Blocks.
-pub(super) fn find(state: &Path) -> Vec<Survivor> {
-    let mut survivors = Vec::new();
+/// What earlier `mashined`s left behind.
+pub(super) struct Found {
+    /// Machines that run.
+    pub survivors: Vec<Survivor>,
+    /// Directories of machines whose VMM is gone.
+    remains: Vec<MachineDir>,
+}
+
+/// Finds all machines of this host that still run, and what is left of those that do not. Blocks.
+pub(super) fn find(state: &Path) -> Found {
+    let mut found = Found { survivors: Vec::new(), remains: Vec::new() };
     for id in MachineDir::list(state) {
         let dir = MachineDir::of(state, id);
         match find_one(id, &dir) {
-            Some(survivor) => survivors.push(survivor),
-            None => dir.remove(),
+            Some(survivor) => found.survivors.push(survivor),
+            None => found.remains.push(dir),
         }
     }
-    survivors
+    found
+}
+
+impl Found {
+    /// Clears away what is left of machines that are no more. What cannot be removed is tried again by the next `mashined`.
+    pub async fn clear_remains(&mut self, net: &HostNetwork) {
+        for dir in std::mem::take(&mut self.remains) {
+            let released = match dir.addresses() {
+                Some(addresses) => net.release(&addresses).await,
+                None => Ok(()),
+            };
+            match released {
+                Ok(()) => dir.remove(),
+                Err(error) => {
+                    let error = format!("{:#}", anyhow::Error::from(error));
+                    tracing::warn!(?dir, error, "cannot remove the routes of a machine that is no more");
+                }
+            }
+        }
+    }
 }
 
 fn find_one(id: MachineId, dir: &MachineDir) -> Option<Survivor> {

@@ -93,6 +93,8 @@ impl Host {
         load: impl FnOnce(&mut Setup) -> Result<(), VmmError> + Send + 'static,
     ) -> Result<(), Refusal> {
         let id = machine.id();
+        let dir = MachineDir::of(&self.config.state, id);
+        dir.create(&machine.addresses()).map_err(Refusal::host)?;
         let tap = Arc::new(Tap::open(&tap_name(id)).map_err(Refusal::host)?);
         let tap_index = self.net.attach(&tap_name(id), &machine.addresses()).await.map_err(Refusal::host)?;
         let memory =
@@ -191,17 +193,19 @@ impl Host {
         self.ask_vmm(id, VmmRequest::PowerButton).await.map_err(Refusal::host)
     }
 
-    /// Ends the VMM, frees memory and tap, removes routes and the entry. Disks go if they are those of a copy that is not the machine.
+    /// Ends the VMM, frees memory and tap, removes routes, the entry and the directory, unless routes are left that it speaks of. Disks go if they are those
+    /// of a copy that is not the machine.
     pub(super) async fn clear_away(self: &Rc<Self>, machine: &Rc<Machine>) {
         self.end_vm(machine).await;
         if matches!(machine.phase(), HostPhase::Incoming | HostPhase::GivenAway) {
             self.remove_disks(machine.id());
         }
-        {
+        let released = {
             let _order = machine.net_turn.lock().await;
-            if let Err(error) = self.net.release(&machine.addresses()).await {
-                tracing::warn!(machine = %machine.id(), error = format!("{error:#}"), "cannot remove routes");
-            }
+            self.net.release(&machine.addresses()).await
+        };
+        if let Err(error) = &released {
+            tracing::warn!(machine = %machine.id(), error = format!("{error:#}"), "cannot remove routes");
         }
         if machine.phase() != HostPhase::Incoming {
             self.forget_arrival(machine);
@@ -210,6 +214,9 @@ impl Host {
         if machines.get(&machine.id()).is_some_and(|current| Rc::ptr_eq(current, machine)) {
             machines.remove(&machine.id());
             self.ledger.borrow_mut().release(machine.id());
+            if released.is_ok() {
+                MachineDir::of(&self.config.state, machine.id()).remove();
+            }
         }
         drop(machines);
         self.note_change();
@@ -225,7 +232,6 @@ impl Host {
         let _ended = tokio::task::spawn_blocking(move || process.end()).await;
         let home = self.shards.at(self.shards.home_of(id));
         let _shard_gone = home.send(ShardOrder::Detach { machine: id }).await;
-        MachineDir::of(&self.config.state, id).remove();
     }
 
     /// The VMM hung up without being told to end: it is dead, or as good as; make sure of it.

@@ -167,7 +167,9 @@ async fn serve(config: HostConfig) -> anyhow::Result<()> {
     std::fs::create_dir_all(config.state.join("vms"))
         .with_context(|| format!("cannot use {} for state", config.state.display()))?;
     let net = HostNetwork::open(&config.uplink).await?;
-    let survivors = adopt::find(&config.state);
+    let mut found = adopt::find(&config.state);
+    found.clear_remains(&net).await;
+    let survivors = found.survivors;
     let adopted_epochs: Vec<Epoch> = survivors.iter().map(|s| s.adopted.epoch).collect();
     let (reports_in, reports) = mpsc::unbounded_channel();
     let (shards, handles, ports) = start_shards(&config, &trust, reports_in, adopted_epochs).await?;

@@ -22,7 +22,9 @@ pub use held::Reinjector;
 pub use routes::{HostNetwork, NetError};
 pub use tun::{Tap, TunError};
 
+use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 use wire::ids::MachineId;
 use wire::vmm::MachineSpec;
@@ -51,6 +53,34 @@ impl From<&MachineSpec> for Addresses {
     }
 }
 
+/// `198.19.0.2 2001:db8::2 02:6d:00:00:00:02`: what a host writes down to know what to clear away after a crash.
+impl fmt::Display for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.mac;
+        write!(f, "{} {} {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}", self.ip4, self.ip6)
+    }
+}
+
+/// A text that is not what [`Addresses`] print as; half of one is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not the addresses of a machine")]
+pub struct ParseAddressesError;
+
+impl FromStr for Addresses {
+    type Err = ParseAddressesError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parsed = || {
+            let words: Vec<&str> = text.split_ascii_whitespace().collect();
+            let &[ip4, ip6, mac] = words.as_slice() else { return None };
+            let octet = |word: &str| u8::from_str_radix(word, 16).ok().filter(|_| word.len() == 2);
+            let mac: Option<Vec<u8>> = mac.split(':').map(octet).collect();
+            Some(Self { ip4: ip4.parse().ok()?, ip6: ip6.parse().ok()?, mac: mac?.try_into().ok()? })
+        };
+        parsed().ok_or(ParseAddressesError)
+    }
+}
+
 /// Name of a machine's tap. Interface names have at most 15 bytes: `mt` and the low 52 bits of the id, whose collision on one host is
 /// noticed, because a tap that exists is not opened twice.
 pub fn tap_name(machine: MachineId) -> String {
@@ -60,6 +90,16 @@ pub fn tap_name(machine: MachineId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_are_read_as_they_are_written_and_halves_are_not() {
+        let text = "198.19.0.2 2001:db8:6d61::2 02:6d:00:0a:ff:02";
+        let addresses: Addresses = text.parse().unwrap();
+        assert_eq!(addresses.to_string(), text);
+        for length in 0..text.len() {
+            assert_eq!(text[..length].parse::<Addresses>(), Err(ParseAddressesError), "{}", &text[..length]);
+        }
+    }
 
     #[test]
     fn tap_names_fit_an_interface_name() {

@@ -5,7 +5,11 @@
 //!     control.sock   the VMM listens here, on a descriptor it inherited
 //!     pid            "PID STARTTIME", to tell the process from a later one of the same number
 //!     vmm.log        what it prints
+//!     addresses      which routes and proxy entries may stand for the machine
 //! ```
+//!
+//! The directory is there before the first route of its machine and goes after the last one, forward routes included. So whatever a
+//! crash leaves in the kernel is written down here, and the next `mashined` clears it away.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -21,6 +25,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use wire::ids::MachineId;
 
 use super::VmmError;
+use crate::net::Addresses;
 
 /// How long a VMM may take to end after it was told to.
 const END_WAIT: Duration = Duration::from_secs(2);
@@ -39,6 +44,21 @@ impl MachineDir {
     pub fn list(state: &Path) -> Vec<MachineId> {
         let entries = fs::read_dir(state.join("vms")).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
+    /// Makes the directory and writes the machine's addresses into it.
+    ///
+    /// # Errors
+    /// [`VmmError::File`].
+    pub fn create(&self, addresses: &Addresses) -> Result<(), VmmError> {
+        fs::create_dir_all(&self.0).map_err(file_error("create", &self.0))?;
+        let path = self.file("addresses");
+        fs::write(&path, addresses.to_string()).map_err(file_error("write", &path))
+    }
+
+    /// The machine's addresses. `None` if they were not written completely: then nothing stands for them yet.
+    pub fn addresses(&self) -> Option<Addresses> {
+        fs::read_to_string(self.file("addresses")).ok()?.parse().ok()
     }
 
     /// The control socket.
@@ -73,25 +93,23 @@ pub struct VmmProcess {
 }
 
 impl VmmProcess {
-    /// Starts a VMM that listens on the machine's control socket.
+    /// Starts a VMM that listens on the machine's control socket. The directory must have been made.
     ///
     /// # Errors
     /// [`VmmError::Spawn`], [`VmmError::File`].
     pub fn spawn(program: &Path, dir: &MachineDir) -> Result<Self, VmmError> {
-        let file = |what, path: &Path| {
-            let path = path.display().to_string();
-            move |source| VmmError::File { what, path, source }
-        };
-        fs::create_dir_all(&dir.0).map_err(file("create", &dir.0))?;
         let listen = |socket: &Path| {
             let _stale = fs::remove_file(socket);
-            UnixListener::bind(socket).map_err(file("listen on", socket))
+            UnixListener::bind(socket).map_err(file_error("listen on", socket))
         };
         let (control, vsock) = (listen(&dir.socket())?, listen(&dir.vsock())?);
         let log_path = dir.file("vmm.log");
-        let log =
-            File::options().create(true).append(true).open(&log_path).map_err(file("open", &log_path))?;
-        let log_err = log.try_clone().map_err(file("open", &log_path))?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&log_path)
+            .map_err(file_error("open", &log_path))?;
+        let log_err = log.try_clone().map_err(file_error("open", &log_path))?;
         let spawn = |source| VmmError::Spawn { path: program.display().to_string(), source };
         let mut command = Command::new(program);
         command.stdin(Stdio::null()).stdout(log).stderr(log_err);
@@ -112,7 +130,7 @@ impl VmmProcess {
         let process = Self { pid, pidfd };
         if let Err(source) = fs::write(&pid_path, identity) {
             process.end();
-            return Err(file("write", &pid_path)(source));
+            return Err(file_error("write", &pid_path)(source));
         }
         Ok(process)
     }
@@ -160,6 +178,11 @@ impl VmmProcess {
     }
 }
 
+fn file_error(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> VmmError + use<> {
+    let path = path.display().to_string();
+    move |source| VmmError::File { what, path, source }
+}
+
 /// When a process started, in clock ticks since boot: field 22 of its stat file (proc_pid_stat(5)).
 fn start_time(pid: Pid) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
@@ -176,12 +199,15 @@ mod tests {
     fn a_process_is_found_by_its_files_and_ended() {
         let state = tempfile::tempdir().unwrap();
         let dir = MachineDir::of(state.path(), MachineId::from_u64(7));
-        // `cat` with no input ends by itself; `sleep` would not: both are what a VMM is to this module.
+        let addresses: Addresses = "198.19.0.2 2001:db8::2 02:00:00:00:00:02".parse().unwrap();
+        dir.create(&addresses).unwrap();
+        // Any program that does not end by itself is what a VMM is to this module.
         let process = VmmProcess::spawn(Path::new("/usr/bin/yes"), &dir).unwrap();
         assert_eq!(MachineDir::list(state.path()), [MachineId::from_u64(7)]);
         assert_eq!(VmmProcess::find(&dir).unwrap().pid(), process.pid());
         process.kill();
         assert!(VmmProcess::find(&dir).is_none());
+        assert_eq!(dir.addresses(), Some(addresses), "they outlive the process");
         dir.remove();
         assert!(MachineDir::list(state.path()).is_empty());
     }
@@ -190,6 +216,7 @@ mod tests {
     fn a_program_that_is_not_there_is_named() {
         let state = tempfile::tempdir().unwrap();
         let dir = MachineDir::of(state.path(), MachineId::from_u64(7));
+        fs::create_dir_all(&dir.0).unwrap();
         let error = VmmProcess::spawn(Path::new("/nonexistent/vmm"), &dir).unwrap_err();
         assert!(error.to_string().contains("/nonexistent/vmm"));
     }

@@ -1,58 +1,89 @@
-//! The target breaks before Commit: the machine stays on the source and never stops for long.
+//! The target breaks. Before Commit the machine stays on the source and never stops for long; after it, the machine is the target's,
+//! unless the target promises that it never ran there.
 
 use anyhow::Result;
 use controlplane::api::{Phase, Stage};
-use tests::{Ground, Subject};
+use tests::{is_lost, survives};
 
 #[test]
 fn the_targets_daemon_is_killed_while_memory_is_copied() -> Result<()> {
-    let Some(mut ground) = Ground::up("tprecopy") else { return Ok(()) };
-    let (a, b) = (ground.a, ground.b);
-    let mut subject = Subject::launch(&ground, a, "256M")?;
-    let moving = subject.move_to(&ground, b)?;
-    moving.reaches(&ground, Stage::Precopy)?;
-    ground.fleet.kill(&b.name())?;
-    ground.restart(b)?;
-    moving.ends_as(&ground, Phase::Failed)?;
-    subject.is_well_on(&ground, a)?;
-    subject.can_still_move(&ground, b)?;
-    subject.finish()?;
-    ground.finish()
+    survives("tprecopy", "256M", |scene| {
+        let moving = scene.moves_until(Stage::Precopy)?;
+        scene.ground.fleet.kill(&scene.b.name())?;
+        scene.ground.restart(scene.b)?;
+        moving.ends_as(&scene.ground, Phase::Failed)?;
+        Ok(scene.a)
+    })
 }
 
 #[test]
 fn the_target_loses_power_while_memory_is_copied() -> Result<()> {
-    let Some(mut ground) = Ground::up("tpower") else { return Ok(()) };
-    let (a, b) = (ground.a, ground.b);
-    let mut subject = Subject::launch(&ground, a, "256M")?;
-    let moving = subject.move_to(&ground, b)?;
-    moving.reaches(&ground, Stage::Precopy)?;
-    ground.fleet.kill_with_machines(&b)?;
-    ground.restart(b)?;
-    moving.ends_as(&ground, Phase::Failed)?;
-    subject.is_well_on(&ground, a)?;
-    subject.can_still_move(&ground, b)?;
-    subject.finish()?;
-    ground.finish()
+    survives("tpower", "256M", |scene| {
+        let moving = scene.moves_until(Stage::Precopy)?;
+        scene.ground.fleet.kill_with_machines(&scene.b)?;
+        scene.ground.restart(scene.b)?;
+        moving.ends_as(&scene.ground, Phase::Failed)?;
+        Ok(scene.a)
+    })
 }
 
-/// The copy on the target cannot load the machine's state because it is stopped: so the switch-over lasts until the kill.
 #[test]
 fn the_targets_daemon_is_killed_in_the_switch_over() -> Result<()> {
-    let Some(mut ground) = Ground::up("tswitch") else { return Ok(()) };
-    let (a, b) = (ground.a, ground.b);
-    let mut subject = Subject::launch(&ground, a, "128M")?;
-    let moving = subject.move_to(&ground, b)?;
-    moving.reaches(&ground, Stage::Precopy)?;
-    let frozen = ground.freeze(b);
-    assert_eq!(frozen.count(), 1, "the target has no copy while it receives one");
-    moving.reaches(&ground, Stage::Switchover)?;
-    ground.fleet.kill(&b.name())?;
-    drop(frozen);
-    ground.restart(b)?;
-    moving.ends_as(&ground, Phase::Failed)?;
-    subject.is_well_on(&ground, a)?;
-    subject.can_still_move(&ground, b)?;
-    subject.finish()?;
-    ground.finish()
+    survives("tswitch", "128M", |scene| {
+        let (moving, copy) = scene.moves_until_paused()?;
+        assert_eq!(copy.count(), 1, "the target has no copy while it receives one");
+        scene.ground.fleet.kill(&scene.b.name())?;
+        drop(copy);
+        scene.ground.restart(scene.b)?;
+        moving.ends_as(&scene.ground, Phase::Failed)?;
+        Ok(scene.a)
+    })
+}
+
+/// The copy has its order to run in its socket, and runs with nobody there to hear of it. The next daemon finds it running.
+#[test]
+fn the_targets_daemon_is_killed_right_after_commit() -> Result<()> {
+    survives("tcommit", "128M", |scene| {
+        let (moving, copy) = scene.moves_until_committed()?;
+        scene.ground.fleet.kill(&scene.b.name())?;
+        drop(copy);
+        scene.ground.restart(scene.b)?;
+        moving.ends_as(&scene.ground, Phase::Succeeded)?;
+        Ok(scene.b)
+    })
+}
+
+/// The target has no copy any more and promises to run none, so the source takes the machine back where it was paused.
+#[test]
+fn the_target_loses_power_after_commit_before_the_machine_ran() -> Result<()> {
+    survives("tcpower", "128M", |scene| {
+        let (moving, copy) = scene.moves_until_committed()?;
+        scene.ground.fleet.kill_with_machines(&scene.b)?;
+        drop(copy);
+        scene.ground.restart(scene.b)?;
+        moving.ends_as(&scene.ground, Phase::Failed)?;
+        Ok(scene.a)
+    })
+}
+
+#[test]
+fn the_targets_daemon_is_killed_while_late_packets_are_forwarded() -> Result<()> {
+    survives("tcomplete", "128M", |scene| {
+        let moving = scene.moves_until(Stage::Completing)?;
+        scene.ground.fleet.kill(&scene.b.name())?;
+        scene.ground.restart(scene.b)?;
+        moving.ends_as(&scene.ground, Phase::Succeeded)?;
+        Ok(scene.b)
+    })
+}
+
+/// The machine ran on the target, so its memory went with the target. The source's old copy must not come to life.
+#[test]
+fn the_target_loses_power_while_late_packets_are_forwarded() -> Result<()> {
+    is_lost("tgone", "128M", |scene| {
+        let moving = scene.moves_until(Stage::Completing)?;
+        scene.ground.fleet.kill_with_machines(&scene.b)?;
+        scene.ground.restart(scene.b)?;
+        moving.ends_as(&scene.ground, Phase::Succeeded).map(drop)
+    })
 }

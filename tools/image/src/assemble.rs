@@ -97,7 +97,8 @@ pub fn assemble(
                 root.copy_from(modules, &target).map_err(Error::Tree)?;
             }
             progress.step("making the root disk");
-            root.settle_times(disk::epoch()).map_err(Error::Tree)?;
+            let (latest, epoch) = times(scratch);
+            root.settle_times(latest, epoch).map_err(Error::Tree)?;
             let file = scratch.path().join("disk");
             disk::make(root.path(), &file, parts.size_bytes, &parts.name.to_string())?;
             file
@@ -136,6 +137,17 @@ pub fn assemble(
     };
     store.publish(&manifest, vec![disk, kernel_file, initrd])?;
     Ok(manifest)
+}
+
+/// The latest time that a file may keep, and the one that later files get: those are made by this job, and when is nobody's business.
+/// With `SOURCE_DATE_EPOCH` it is both.
+fn times(scratch: &Scratch) -> (u64, u64) {
+    let epoch = disk::epoch();
+    if std::env::var_os("SOURCE_DATE_EPOCH").is_some() {
+        return (epoch, epoch);
+    }
+    let began = scratch.began().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    (began.saturating_sub(1), epoch)
 }
 
 fn now_unix_ms() -> u64 {

@@ -117,7 +117,7 @@ fn size(contents: Contents, inodes: u64, wanted: Option<u64>) -> Result<u64, Dis
         Some(bytes) if bytes % STEP_BYTES != 0 || bytes < 8 << 20 => return Err(DiskError::Size { bytes }),
         Some(bytes) if bytes < needed => return Err(DiskError::TooSmall { bytes, needed }),
         Some(bytes) => bytes,
-        None => roomy.next_multiple_of(STEP_BYTES).max(SMALLEST_BYTES),
+        None => roomy.checked_next_multiple_of(STEP_BYTES).unwrap_or(u64::MAX).max(SMALLEST_BYTES),
     };
     if bytes > LARGEST_BYTES { Err(DiskError::Size { bytes }) } else { Ok(bytes) }
 }
@@ -183,6 +183,10 @@ fn judge(start: &[u8], bytes: u64) -> Result<(), &'static str> {
             _ if start.starts_with(b"QFI\xfb") => "it is a qcow2 file; convert it: qemu-img convert -O raw",
             _ => "there is no ext4 file system in it",
         });
+    }
+    // The superblock is 1024 bytes at 1024.
+    if start.len() < 2048 {
+        return Err("it is cut short");
     }
     if u32_at(1024 + 24) != Some(2) {
         return Err("its block size is not 4096 bytes");

@@ -8,7 +8,7 @@
 //! * [`disk`]: a tree becomes an ext4 file system. * [`kernel`]: a Debian package or a file becomes a kernel and its modules.
 //! * [`initrd`]: init and the few modules that reach the root disk. * [`assemble`]: all of these make an image.
 //! * [`debian`], [`busybox`]: images built here. * [`recipe`]: images built from a base in a registry.
-//! * [`oci`]: images that others made, from registries, layouts and archives.
+//! * [`oci`]: images that others made, from registries, layouts and archives. * [`build`]: whole jobs.
 //!
 //! What goes wrong is a typed error ([`Error`]) with a remedy, and leaves the store as it was: everything is made in a scratch
 //! directory and appears in one rename. Scratch of a process that died is removed by the next one.

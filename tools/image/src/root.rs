@@ -71,17 +71,29 @@ impl Root {
         self.resolve(path, OFlags::DIRECTORY | OFlags::RDONLY)
     }
 
-    /// Opens a file of the tree for reading; links are followed as in the machine.
+    /// Opens a regular file of the tree for reading; links are followed as in the machine.
     ///
     /// # Errors
     /// When there is none.
-    pub fn read(&self, path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    pub fn open_file(&self, path: &Path) -> io::Result<File> {
+        // A pipe would be waited for.
         let file = File::from(self.resolve(path, OFlags::RDONLY | OFlags::NONBLOCK)?);
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        if file.metadata()?.is_file() {
+            return Ok(file);
         }
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
+    }
+
+    /// Reads a regular file of the tree.
+    ///
+    /// # Errors
+    /// When there is none, or it is longer than `bytes_max`.
+    pub fn read(&self, path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        file.take(bytes_max).read_to_end(&mut bytes)?;
+        self.open_file(path)?.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > bytes_max {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         Ok(bytes)
     }
 
@@ -132,6 +144,15 @@ impl Root {
         self.write_from(Path::new(path), &mut &*bytes, mode)
     }
 
+    /// Makes a new file of root's; its directory is made where it is missing.
+    ///
+    /// # Errors
+    /// When there is something of that name.
+    pub fn create(&self, path: &Path) -> io::Result<File> {
+        let (parent, name) = self.parent(path)?;
+        create(parent.as_fd(), name)
+    }
+
     /// As [`Root::write`], from a reader.
     ///
     /// # Errors
@@ -154,12 +175,13 @@ impl Root {
         Ok(fchmod(&file, Mode::from_raw_mode(mode))?)
     }
 
-    /// Makes no time of the tree later than `epoch`, so that two trees of the same files become the same disk.
+    /// Sets the times that are later than `latest` to `epoch`, so that two trees of the same files become the same disk.
     ///
     /// # Errors
     /// When a time cannot be set.
-    pub fn settle_times(&self, epoch: u64) -> io::Result<()> {
-        let latest = i64::try_from(epoch).unwrap_or(i64::MAX);
+    pub fn settle_times(&self, latest: u64, epoch: u64) -> io::Result<()> {
+        let whole = |seconds| i64::try_from(seconds).unwrap_or(i64::MAX);
+        let latest = (whole(latest), whole(epoch));
         let mut pending = vec![(self.directory(Path::new("."))?, false)];
         while let Some((directory, entered)) = pending.pop() {
             if entered {
@@ -236,7 +258,10 @@ impl Root {
                     remove(parent.as_fd(), name)?;
                     symlinkat(&link, &parent, name)?;
                 } else if kind.is_file() {
-                    self.write_from(&target, &mut File::open(entry.path())?, 0o644)?;
+                    let mut file = File::open(entry.path())?;
+                    let time = file.metadata()?.modified()?;
+                    self.write_from(&target, &mut file, 0o644)?;
+                    File::from(self.resolve(&target, OFlags::RDONLY)?).set_modified(time)?;
                 }
             }
         }
@@ -313,10 +338,11 @@ fn empty_tree(top: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets the time of reading to that of writing, and both no later than `latest`.
-fn settle(directory: &OwnedFd, name: &OsStr, latest: i64) -> io::Result<()> {
+/// Sets the time of reading to that of writing; of a time later than the first, both become the second.
+fn settle(directory: &OwnedFd, name: &OsStr, (latest, epoch): (i64, i64)) -> io::Result<()> {
     let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    let time = Timespec { tv_sec: stat.st_mtime.min(latest), tv_nsec: 0 };
+    let seconds = if stat.st_mtime > latest { epoch } else { stat.st_mtime };
+    let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
     let times = Timestamps { last_access: time, last_modification: time };
     Ok(utimensat(directory, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }

@@ -15,6 +15,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -102,6 +103,7 @@ pub struct Freed {
 #[derive(Debug)]
 pub struct Scratch {
     directory: tempfile::TempDir,
+    began: SystemTime,
     // Its lock says that the maker lives.
     _alive: File,
 }
@@ -110,6 +112,11 @@ impl Scratch {
     /// The directory.
     pub fn path(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// When it was made.
+    pub fn began(&self) -> SystemTime {
+        self.began
     }
 }
 
@@ -191,7 +198,7 @@ impl Store {
         flock(&alive, FlockOperation::NonBlockingLockExclusive)
             .map_err(io::Error::from)
             .map_err(io_error("lock", directory.path()))?;
-        Ok(Scratch { directory, _alive: alive })
+        Ok(Scratch { directory, began: SystemTime::now(), _alive: alive })
     }
 
     /// Hashes and syncs a file of a scratch directory of this store.

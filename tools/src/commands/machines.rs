@@ -8,8 +8,9 @@ use base64::prelude::BASE64_STANDARD;
 use controlplane::api::{LaunchRequest, Machine, MachineList, MachineState, StopRequest};
 use controlplane::core::MachineRef;
 use serde_json::{Value, json};
+use wire::agent::Info;
 
-use super::keys;
+use super::{guest, keys};
 use crate::args::{Act, Launch, Ls, Rm, Stop, Wait};
 use crate::client::Client;
 use crate::exit::Failure;
@@ -154,9 +155,12 @@ fn row(machine: &Machine) -> Vec<String> {
 }
 
 pub(super) async fn get(client: &Client, machine: &MachineRef, json: bool) -> Result<(), Failure> {
-    let machine: Machine = client.get(&format!("/v1/machines/{machine}")).await?;
+    let shown: Machine = client.get(&format!("/v1/machines/{machine}")).await?;
+    let runs = shown.state == MachineState::Started && shown.image.is_some();
+    let guest = if runs { guest::info(client, machine).await } else { None };
+    let machine = shown;
     if json {
-        return output::json(&machine);
+        return output::json(&with_guest(&machine, guest.as_ref())?);
     }
     let mut pairs = vec![
         ("name", machine.name.to_string()),
@@ -186,7 +190,44 @@ pub(super) async fn get(client: &Client, machine: &MachineRef, json: bool) -> Re
         let shown = format!("{} to {}, {}", migration.id, migration.target, migration.phase.as_str());
         pairs.push(("migration", shown));
     }
+    if let Some(guest) = &guest {
+        pairs.extend(guest_pairs(guest));
+    }
     output::pairs(&pairs)
+}
+
+/// The machine with what its guest says in `guest`.
+fn with_guest(machine: &Machine, guest: Option<&Info>) -> Result<Value, Failure> {
+    let mut value = serde_json::to_value(machine)
+        .map_err(|error| Failure::local("writing JSON", error, "report this as a defect"))?;
+    if let (Some(guest), Value::Object(fields)) = (guest, &mut value) {
+        let load: Vec<f64> = guest.load_milli.iter().map(|milli| f64::from(*milli) / 1000.0).collect();
+        let shown = json!({
+            "boot_id": guest.boot_id, "uptime_ms": guest.uptime_ms, "load": load,
+            "memory_bytes": guest.memory_bytes, "memory_available_bytes": guest.memory_available_bytes,
+            "hostname": guest.hostname, "kernel": guest.kernel, "agent": guest.agent, "addresses": guest.addresses,
+        });
+        fields.insert("guest".to_owned(), shown);
+    }
+    Ok(value)
+}
+
+fn guest_pairs(guest: &Info) -> Vec<(&'static str, String)> {
+    let [one, five, fifteen] = guest.load_milli.map(|milli| f64::from(milli) / 1000.0);
+    vec![
+        ("guest uptime", show_ms(guest.uptime_ms)),
+        ("guest load", format!("{one:.2} {five:.2} {fifteen:.2}")),
+        (
+            "guest memory",
+            format!(
+                "{} available of {}",
+                show_bytes(guest.memory_available_bytes),
+                show_bytes(guest.memory_bytes)
+            ),
+        ),
+        ("guest kernel", guest.kernel.clone()),
+        ("guest boot id", guest.boot_id.clone()),
+    ]
 }
 
 pub(super) async fn remove(client: &Client, rm: &Rm, json: bool) -> Result<(), Failure> {

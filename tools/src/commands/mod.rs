@@ -2,6 +2,7 @@
 
 mod events;
 mod fleet;
+mod guest;
 mod hosts;
 mod images;
 mod keys;
@@ -38,6 +39,9 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Migrate(migrate) => migrations::migrate(&client, &migrate, json).await,
         Command::Migrations(command) => migrations::run(&client, &command, json).await,
         Command::Events(events) => events::run(&client, &events, json).await,
+        Command::Exec(execute) => guest::exec(&client, &execute).await,
+        Command::Enter(enter) => guest::enter(&client, &enter).await,
+        Command::Cp(copy) => guest::copy(&client, &copy, json).await,
         Command::Logs(logs) => logs::run(&client, &logs).await,
         Command::Stop(act) => machines::stop(&client, &act, json).await,
         Command::Start(act) => machines::start(&client, &act, json).await,

@@ -192,3 +192,6 @@ fn memory_map(memory: &GuestMemory) -> Vec<Range> {
     }
     map
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,8 +19,8 @@ use rustix::net::{
 use wire::frame::{self, EncodeError, FrameError, HEADER_BYTES, Header};
 use wire::vmm::{FromVmm, ToVmm, VERSION};
 
-/// Most descriptors with one frame; the longest list has five.
-const DESCRIPTORS_MAX: usize = 8;
+/// Most descriptors with one frame: those of [`wire::vmm::Request::Create`].
+const DESCRIPTORS_MAX: usize = 5 + 2 * wire::space::DISKS_MAX;
 /// How much of a body is made room for at a time, so that a length alone costs no memory.
 const READ_BYTES: usize = 256 << 10;
 /// Most bytes of answers that may wait for the peer: two of the longest.

@@ -12,18 +12,25 @@
 
 use std::sync::Arc;
 
+use wire::space::PageSpace;
+
 use crate::dirty::DirtyBitmap;
 use crate::kvm::{Attempt, KvmError, Vm, ioctl};
 use crate::memory::{Ram, Slot};
+use crate::virtio::blk::overlay::Overlay;
 
 /// The log's state.
 #[derive(Debug)]
 pub struct DirtyLog {
     shared: Arc<DirtyBitmap>,
-    /// Bits read from KVM and not yet published; empty while the log is off. RAM is a multiple of 2 MiB, so all words are whole.
+    /// The disks, whose blocks lie behind RAM; KVM knows nothing of them, and their writes are marked at once.
+    disks: Vec<Arc<Overlay>>,
+    /// Bits of RAM read from KVM and not yet published; empty while the log is off. RAM is a multiple of 2 MiB, so all words are whole.
     pending: Vec<u64>,
     /// Room for what KVM says, kept so that it is in memory when a pause needs it.
     scratch: Vec<u64>,
+    /// Pages of RAM, and of the whole space.
+    ram_pages: u64,
     pages: u64,
     on: bool,
 }
@@ -56,8 +63,9 @@ pub enum LogError {
 
 impl DirtyLog {
     /// A log that is off.
-    pub const fn new(shared: Arc<DirtyBitmap>, pages: u64) -> Self {
-        Self { shared, pending: Vec::new(), scratch: Vec::new(), pages, on: false }
+    pub fn new(shared: Arc<DirtyBitmap>, space: &PageSpace, disks: Vec<Arc<Overlay>>) -> Self {
+        let (ram_pages, pages) = (space.ram().pages(), space.pages());
+        Self { shared, disks, pending: Vec::new(), scratch: Vec::new(), ram_pages, pages, on: false }
     }
 
     /// Whether it is on.
@@ -65,7 +73,7 @@ impl DirtyLog {
         self.on
     }
 
-    /// Switches it on or off. On, also when it is on already: all pages are dirty and none is published.
+    /// Switches it on or off. On, also when it is on already: all pages of RAM are dirty and none is published; of the disks, all blocks that the overlays hold are.
     ///
     /// # Errors
     /// [`KvmError`]; the log is then as it was.
@@ -80,9 +88,16 @@ impl DirtyLog {
         self.pending.clear();
         self.scratch.clear();
         if on {
-            self.pending.resize(words(self.pages), u64::MAX);
-            self.scratch.resize(words(self.pages), u64::MAX);
+            self.pending.resize(words(self.ram_pages), u64::MAX);
+            self.scratch.resize(words(self.ram_pages), u64::MAX);
             self.shared.clear();
+            for disk in &self.disks {
+                for (word, held) in (words(disk.first_page())..).zip(disk.held_words()) {
+                    if held != 0 {
+                        self.shared.publish(word, held);
+                    }
+                }
+            }
         }
         Ok(())
     }
@@ -94,7 +109,8 @@ impl DirtyLog {
     pub fn sync(&mut self, vm: &Vm, ram: &Ram) -> Result<u64, LogError> {
         self.read(vm, ram)?;
         let dirty = |(word, bits): (usize, &u64)| u64::from((bits | self.shared.word(word)).count_ones());
-        Ok(self.pending.iter().enumerate().map(dirty).sum())
+        let ram: u64 = self.pending.iter().enumerate().map(dirty).sum();
+        Ok(ram + self.shared_in(self.ram_pages, self.pages))
     }
 
     /// Clears and publishes the pending bits of `count` pages from `first` on, and counts them.
@@ -118,7 +134,8 @@ impl DirtyLog {
                 published += self.take_in_slot(vm, slot, from, to)?;
             }
         }
-        Ok(published)
+        // Blocks of disks are published already.
+        Ok(published + self.shared_in(first.max(self.ram_pages), end))
     }
 
     /// Pages `from .. to` of the memfd, which lie in `slot`; `from` is a multiple of 64.
@@ -161,7 +178,12 @@ impl DirtyLog {
 
     /// Pages set in the shared bitmap.
     pub fn shared_pages(&self) -> u64 {
-        (0..words(self.pages)).map(|word| u64::from(self.shared.word(word).count_ones())).sum()
+        self.shared_in(0, self.pages)
+    }
+
+    /// Pages set in the shared bitmap from `first`, a multiple of 64, up to `end`.
+    fn shared_in(&self, first: u64, end: u64) -> u64 {
+        (words(first)..words(end)).map(|word| u64::from(self.shared.word(word).count_ones())).sum()
     }
 
     fn read(&mut self, vm: &Vm, ram: &Ram) -> Result<(), LogError> {

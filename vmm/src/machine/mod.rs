@@ -9,6 +9,7 @@ mod snapshot;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -17,7 +18,7 @@ use kvm_ioctls::IoEventAddress;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 use wire::cpu::UnknownProfile;
-use wire::vmm::{GuestEnd, MachineSpec};
+use wire::vmm::{DiskSpec, GuestEnd, MachineSpec};
 
 use crate::acpi::{self, AcpiError};
 use crate::boot::{self, BootError, Load};
@@ -31,8 +32,11 @@ use crate::platform::{self, Platform};
 use crate::serial::{self, BacklogFull, IrqLine, SerialPort};
 use crate::shm::ShmError;
 use crate::vcpu::{Shared, Vcpus};
+use crate::virtio::blk::Blk;
+use crate::virtio::blk::overlay::{DiskError, Overlay};
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::Vsock;
 use crate::virtio::{self, Device, Resources, Transport};
 
 pub use snapshot::SnapshotError;
@@ -53,6 +57,10 @@ pub struct Descriptors {
     pub console: File,
     /// Tap; a machine without one has no network interface.
     pub tap: Option<File>,
+    /// Where clients of the guest's ports come in.
+    pub vsock: Option<UnixListener>,
+    /// Of each disk its overlay and, if it has one, its base.
+    pub disks: Vec<(File, Option<File>)>,
 }
 
 /// Why a machine cannot be made.
@@ -67,6 +75,9 @@ pub enum CreateError {
     /// A shared memory descriptor.
     #[error(transparent)]
     Shm(#[from] ShmError),
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -128,6 +139,7 @@ struct Files {
     dirty: File,
     console: File,
     tap: Option<File>,
+    disks: Vec<(File, Option<File>)>,
 }
 
 fn elapsed_us(since: Instant) -> u64 {
@@ -140,12 +152,15 @@ impl Machine {
     /// # Errors
     /// [`CreateError`].
     pub fn create(spec: MachineSpec, descriptors: Descriptors) -> Result<Self, CreateError> {
-        let Descriptors { kvm, ram: ram_file, dirty: dirty_file, console: console_file, tap } = descriptors;
-        let dirty = Arc::new(DirtyBitmap::new(&dirty_file, spec.ram.pages())?);
+        let Descriptors { kvm, ram: ram_file, dirty: dirty_file, console: console_file, tap, vsock, disks } =
+            descriptors;
+        let space = spec.space();
+        let dirty = Arc::new(DirtyBitmap::new(&dirty_file, space.pages())?);
         let ram = Ram::new(&ram_file, spec.ram, &dirty)?;
         let vm = Arc::new(Vm::new(kvm, &ram)?);
-        let files = Files { ram: ram_file, dirty: dirty_file, console: console_file, tap };
-        let bus = Arc::new(make_bus(&spec, &vm, &ram, &files)?);
+        let files = Files { ram: ram_file, dirty: dirty_file, console: console_file, tap, disks };
+        let overlays = open_disks(&spec, &files, &dirty)?;
+        let bus = Arc::new(make_bus(&spec, &vm, &ram, &files, vsock, &overlays)?);
         let ended_event =
             EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(CreateError::Events)?;
         let shared = Arc::new(Shared {
@@ -156,7 +171,7 @@ impl Machine {
         });
         let profile = spec.cpu.name.parse()?;
         let vcpus = Vcpus::new(&vm, spec.vcpus, profile, spec.cpu.tsc_khz, &shared)?;
-        let log = DirtyLog::new(dirty, spec.ram.pages());
+        let log = DirtyLog::new(dirty, &space, overlays);
         let last_pause = PauseReport { stop_us: 0, harvest_us: 0, dirty_pages: 0 };
         Ok(Self {
             spec,
@@ -193,10 +208,11 @@ impl Machine {
         self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// RAM, dirty bitmap, console and tap, in this order.
+    /// RAM, dirty bitmap, console, tap, and of each disk its overlay and base, in this order.
     pub fn files(&self) -> Vec<&File> {
-        let Files { ram, dirty, console, tap } = &self.files;
-        [ram, dirty, console].into_iter().chain(tap).collect()
+        let Files { ram, dirty, console, tap, disks } = &self.files;
+        let disks = disks.iter().flat_map(|(overlay, base)| std::iter::once(overlay).chain(base));
+        [ram, dirty, console].into_iter().chain(tap).chain(disks).collect()
     }
 
     /// Loads a kernel.
@@ -267,6 +283,12 @@ impl Machine {
         if let Some(end) = self.ended() {
             return Err(PauseError::Ended(end));
         }
+        for slot in 0..self.bus.slots() {
+            if let Some(mut transport) = self.bus.transport(slot) {
+                transport.quiesce();
+            }
+        }
+        self.last_pause.stop_us = elapsed_us(begin);
         self.harvest(harvest)
     }
 
@@ -348,8 +370,31 @@ pub enum MachineBootError {
     Kvm(#[from] KvmError),
 }
 
+/// Opens the disks over the files that came with the machine.
+fn open_disks(
+    spec: &MachineSpec,
+    files: &Files,
+    dirty: &Arc<DirtyBitmap>,
+) -> Result<Vec<Arc<Overlay>>, CreateError> {
+    let space = spec.space();
+    let open = |(index, (disk, (overlay, base))): (usize, (&DiskSpec, &(File, Option<File>)))| {
+        let overlay = overlay.try_clone().map_err(CreateError::Events)?;
+        let base = base.as_ref().map(File::try_clone).transpose().map_err(CreateError::Events)?;
+        let first_page = space.disk_start(index).0;
+        Ok(Arc::new(Overlay::open(disk, (overlay, base), Arc::clone(dirty), first_page)?))
+    };
+    spec.disks.iter().zip(&files.disks).enumerate().map(open).collect()
+}
+
 /// Makes the devices and wires them to KVM.
-fn make_bus(spec: &MachineSpec, vm: &Vm, ram: &Ram, files: &Files) -> Result<Bus, CreateError> {
+fn make_bus(
+    spec: &MachineSpec,
+    vm: &Vm,
+    ram: &Ram,
+    files: &Files,
+    vsock: Option<UnixListener>,
+    overlays: &[Arc<Overlay>],
+) -> Result<Bus, CreateError> {
     let serial = SerialPort::new(irq_line(vm, serial::GSI)?, ConsoleRing::new(&files.console)?);
     let mut generation = [0; 16];
     rustix::rand::getrandom(&mut generation, rustix::rand::GetRandomFlags::empty())
@@ -363,6 +408,11 @@ fn make_bus(spec: &MachineSpec, vm: &Vm, ram: &Ram, files: &Files) -> Result<Bus
         devices.push(Box::new(Net::new(tap, spec.mac)));
     }
     devices.push(Box::new(Rng));
+    devices.push(Box::new(Vsock::new(vsock).map_err(CreateError::Events)?));
+    for (disk, overlay) in spec.disks.iter().zip(overlays) {
+        let blk = Blk::new(Arc::clone(overlay), disk.name.to_string(), Arc::clone(ram.memory()));
+        devices.push(Box::new(blk.map_err(CreateError::Events)?));
+    }
 
     let mut transports = Vec::new();
     for (slot, device) in devices.into_iter().enumerate() {

@@ -5,8 +5,8 @@
 //! vCPUs' local APICs: an edge that arrives in between is then in one of the two, never in neither. Restoring sets the chips before the vCPUs' local APICs, and the clock last, when all else has been set.
 
 use wire::state::{
-    ClockState, Component, IrqchipState, NetState, PitState, PlatformState, RngState, ShapeState,
-    StateArchive, StateError,
+    BlkState, ClockState, Component, IrqchipState, NetState, PitState, PlatformState, RngState, ShapeState,
+    StateArchive, StateError, VsockState,
 };
 
 use super::{Machine, clock};
@@ -83,6 +83,11 @@ impl SnapshotError {
     }
 }
 
+/// A disk's number in the archive: that of its slot, which every release gives in the same order.
+fn index_of(slot: usize) -> u32 {
+    u32::try_from(slot).unwrap_or(u32::MAX)
+}
+
 impl Machine {
     /// Begins to save, right after a pause: reads clock and chips, and sets the vCPUs' threads to work.
     ///
@@ -120,6 +125,8 @@ impl Machine {
             let virtio = transport.save();
             match transport.name() {
                 NetState::NAME => archive.add(0, &NetState { virtio, mac: self.spec.mac })?,
+                VsockState::NAME => archive.add(0, &VsockState { virtio })?,
+                BlkState::NAME => archive.add(index_of(slot), &BlkState { virtio })?,
                 _ => archive.add(0, &RngState { virtio })?,
             }
         }
@@ -151,6 +158,8 @@ impl Machine {
             let Some(mut transport) = self.bus.transport(slot) else { continue };
             let virtio = match transport.name() {
                 NetState::NAME => archive.take::<NetState>(0)?.virtio,
+                VsockState::NAME => archive.take::<VsockState>(0)?.virtio,
+                BlkState::NAME => archive.take::<BlkState>(index_of(slot))?.virtio,
                 _ => archive.take::<RngState>(0)?.virtio,
             };
             transport.restore(&virtio)?;

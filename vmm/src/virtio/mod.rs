@@ -5,10 +5,12 @@
 //! per event; what they forbid puts the device into `NEEDS_RESET`, where it does nothing until the driver resets it. Neither
 //! the VMM nor any other device notices.
 
+pub mod blk;
 pub mod net;
 pub mod queue;
 pub mod rng;
 mod transport;
+pub mod vsock;
 
 use std::os::fd::BorrowedFd;
 
@@ -85,6 +87,20 @@ pub trait Device: Send {
     fn wants_host_event(&self) -> bool {
         false
     }
+    /// Finishes everything that is under way, and gives it to the driver: the machine pauses.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the driver broke the rules.
+    fn quiesce(
+        &mut self,
+        queues: &mut [Option<Queue>],
+        memory: &GuestMemory,
+    ) -> Result<Progress, QueueError> {
+        let _ = (queues, memory);
+        Ok(Progress::default())
+    }
+    /// Its transport has taken on a saved state: the guest runs on here, on what may be another host.
+    fn restored(&mut self) {}
     /// Goes back to the state after power-on.
     fn reset(&mut self);
 }

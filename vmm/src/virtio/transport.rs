@@ -201,6 +201,15 @@ impl Transport {
         self.conclude(done)
     }
 
+    /// The machine pauses: nothing of the device is under way when this returns.
+    pub fn quiesce(&mut self) {
+        if self.works() {
+            let done = self.device.quiesce(&mut self.queues, &self.memory);
+            // What is still in the queues is seen again when the guest runs on.
+            let _more = self.conclude(done);
+        }
+    }
+
     fn conclude(&mut self, done: Result<Progress, queue::QueueError>) -> bool {
         match done {
             Ok(progress) => {
@@ -444,6 +453,7 @@ impl Transport {
         self.driver_features = saved.driver_features;
         self.queue_sel = saved.queue_sel;
         self.config_generation = saved.config_generation;
+        self.device.restored();
         Ok(())
     }
 

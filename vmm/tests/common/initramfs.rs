@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Modules that the tests use where the kernel has them as modules.
 const MODULES: [&str; 7] =
@@ -69,7 +70,8 @@ fn add_modules(archive: &mut Archive, modules: &Path) {
     }
     let top = format!("lib/modules/{version}");
     archive.add(&top, 0o040_755, &[]);
-    archive.add(&format!("{top}/modules.dep"), 0o100_644, index.as_bytes());
+    // Busybox reads no compressed modules.
+    archive.add(&format!("{top}/modules.dep"), 0o100_644, index.replace(".ko.xz", ".ko").as_bytes());
     let mut directories = BTreeSet::new();
     for module in &wanted {
         let parents: Vec<_> = Path::new(module).ancestors().skip(1).collect();
@@ -79,8 +81,12 @@ fn add_modules(archive: &mut Archive, modules: &Path) {
         archive.add(&format!("{top}/{directory}"), 0o040_755, &[]);
     }
     for module in wanted {
-        let bytes = std::fs::read(modules.join(module)).unwrap();
-        archive.add(&format!("{top}/{module}"), 0o100_644, &bytes);
+        let path = modules.join(module);
+        let bytes = match module.strip_suffix(".xz") {
+            None => std::fs::read(path).unwrap(),
+            Some(_) => Command::new("xz").arg("-dc").arg(path).output().unwrap().stdout,
+        };
+        archive.add(&format!("{top}/{}", module.trim_end_matches(".xz")), 0o100_644, &bytes);
     }
 }
 

@@ -120,6 +120,11 @@ impl ClientSession {
         self.was_opened
     }
 
+    /// Whether the agent has answered on this connection.
+    pub fn is_running(&self) -> bool {
+        self.phase == Phase::Running
+    }
+
     /// How the session ended, if it did.
     pub fn ended(&self) -> Option<&Ended> {
         match &self.phase {

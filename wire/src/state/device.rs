@@ -64,6 +64,22 @@ pub struct NetState {
     pub mac: [u8; 6],
 }
 
+/// virtio-blk. What its disk holds travels apart from it.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct BlkState {
+    /// Transport and queue; no request is under way.
+    pub virtio: VirtioState,
+}
+
+/// virtio-vsock. Its connections do not travel: the guest is told that they were reset.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct VsockState {
+    /// Transport and queues.
+    pub virtio: VirtioState,
+}
+
 /// virtio-rng.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug))]

@@ -20,7 +20,9 @@ mod shape;
 mod vcpu;
 
 pub use chips::{ClockState, IrqchipState, PitState};
-pub use device::{NetState, QueueState, RngState, SerialState, TransportState, VirtioState};
+pub use device::{
+    BlkState, NetState, QueueState, RngState, SerialState, TransportState, VirtioState, VsockState,
+};
 pub use platform::PlatformState;
 pub use shape::ShapeState;
 pub use vcpu::{CpuidEntry, MsrEntry, VcpuState};
@@ -95,6 +97,8 @@ component! {
     SerialState => "serial", 1;
     NetState => "net", 1;
     RngState => "rng", 1;
+    BlkState => "blk", 1;
+    VsockState => "vsock", 1;
     PlatformState => "platform", 1;
 }
 

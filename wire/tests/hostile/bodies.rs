@@ -4,11 +4,13 @@
 
 mod honest;
 mod input;
+pub mod sessions;
 
 use honest::{HonestSource, HonestTarget};
 use input::{EPOCH, Input, MIGRATION, TO_EPOCH, source_event, spec, target_event};
 use rkyv::rancor;
 use rkyv::util::AlignedVec;
+use wire::agent::{FromAgent, ToAgent};
 use wire::fleet::{FromHost, ToHost};
 use wire::frame::{self, HEADER_BYTES, Header, Message};
 use wire::migration::lane::{ArchivedLaneRecord, LaneReceiver, LaneRecord};
@@ -36,6 +38,8 @@ pub fn frames(data: &[u8]) {
     whole::<FromVmm>(data);
     whole::<ToHost>(data);
     whole::<FromHost>(data);
+    whole::<ToAgent>(data);
+    whole::<FromAgent>(data);
     if let Some(fixed) = data.first_chunk::<HEADER_BYTES>()
         && let Ok(header) = Header::parse(fixed)
     {

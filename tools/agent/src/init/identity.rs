@@ -66,7 +66,7 @@ fn write_if_empty(path: &str, content: &str, is_id: bool) -> io::Result<()> {
         Ok(_) => {
             let there = fs::read_to_string(path)?;
             let there = there.trim();
-            if !there.is_empty() && !(is_id && there == "uninitialized") {
+            if !(there.is_empty() || is_id && there == "uninitialized") {
                 return Ok(());
             }
         }
@@ -185,7 +185,9 @@ mod tests {
             [(None, "new"), (Some("\n"), "new"), (Some("old"), "old"), (Some("uninitialized\n"), "new")]
         {
             let _ = fs::remove_file(&path);
-            before.map(|text| fs::write(&path, text).unwrap());
+            if let Some(text) = before {
+                fs::write(&path, text).unwrap();
+            }
             write_if_empty(&path, "new", true).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), after, "{before:?}");
         }

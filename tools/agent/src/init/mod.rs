@@ -23,6 +23,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 use self::cmdline::Cmdline;
 use self::config::Config;
 use self::device::Events;
@@ -86,17 +88,40 @@ fn configuration(cmdline: &Cmdline) -> Config {
     config
 }
 
+/// Loads the modules in the order of the list. One that lacks another's symbols (the kernel says ENOENT) is tried again after the others, as
+/// long as that helps: a list that is not quite in order still boots.
 fn load_modules() {
-    for path in fs::read_to_string(MODULES).unwrap_or_default().lines().map(str::trim) {
-        if path.is_empty() || path.starts_with('#') {
-            continue;
-        }
-        let loaded = fs::File::open(path).and_then(|file| Ok(rustix::system::finit_module(&file, c"", 0)?));
-        match loaded {
-            Err(error) if error.raw_os_error() != Some(libc::EEXIST) => say!("module {path}: {error}"),
-            _ => {}
+    let list = fs::read_to_string(MODULES).unwrap_or_default();
+    let mut left: Vec<&str> =
+        list.lines().map(str::trim).filter(|path| !path.is_empty() && !path.starts_with('#')).collect();
+    loop {
+        let before = left.len();
+        left.retain(|path| lacks_symbols(path));
+        if left.is_empty() || left.len() == before {
+            break;
         }
     }
+    for path in left {
+        say!("module {path}: needs another one, which is not in {MODULES}");
+    }
+}
+
+/// Loads a module; whether it should be tried again.
+fn lacks_symbols(path: &str) -> bool {
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) => {
+            say!("module {path}: {error}");
+            return false;
+        }
+    };
+    match rustix::system::finit_module(&file, c"", 0) {
+        Err(Errno::NOENT) => return true,
+        // It is there already.
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => say!("module {path}: {error}"),
+    }
+    false
 }
 
 /// Whether there is a root; without one only the rescue mode goes on.

@@ -70,10 +70,11 @@ pub fn mount_root(device: &str, kind: &str, read_only: bool) -> io::Result<()> {
     fs::create_dir_all(NEW_ROOT)?;
     let flags = if read_only { MountFlags::RDONLY } else { MountFlags::empty() };
     mount_kind(device, NEW_ROOT, kind, flags, "")?;
-    if !read_only && kind == "ext4" {
-        if let Err(error) = device::grow(Path::new(device), Path::new(NEW_ROOT)) {
-            say!("growing the root file system: {error}");
-        }
+    if !read_only
+        && kind == "ext4"
+        && let Err(error) = device::grow(Path::new(device), Path::new(NEW_ROOT))
+    {
+        say!("growing the root file system: {error}");
     }
     Ok(())
 }

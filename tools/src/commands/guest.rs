@@ -1,0 +1,182 @@
+//! `exec`, `enter`, `cp`: work in a machine, through its agent.
+//!
+//! The way there is one HTTP connection to the control plane, upgraded to the bytes of the guest's vsock port. It breaks whenever the machine moves; the
+//! [session](crate::session) then asks for another and goes on.
+
+use std::time::Duration;
+
+use controlplane::api::{AGENT_UPGRADE, ProblemCode};
+use controlplane::core::MachineRef;
+use reqwest::Upgraded;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use wire::agent::{Exec, FromAgent, Info, Request, Size, Task, Variable};
+
+use crate::args::{Copy, Enter, Execute};
+use crate::client::Client;
+use crate::exit::Failure;
+use crate::output;
+use crate::session::copy::{CopyError, Place, download, upload};
+use crate::session::{self, Ends, Framed, Options, SessionError, TransportError, ends, terminal};
+
+/// How long a machine may take until its agent answers: a guest that was just launched boots.
+const FIRST_LIMIT: Duration = Duration::from_secs(60);
+/// Pause between two attempts; there is no event to wait for.
+const AGAIN: Duration = Duration::from_millis(200);
+/// Size of a terminal that does not say.
+const PLAIN: Size = Size { columns: 80, rows: 24 };
+
+pub(super) async fn exec(client: &Client, execute: &Execute) -> Result<(), Failure> {
+    let tty = execute.tty.then(|| terminal::size().unwrap_or(PLAIN));
+    let task = Exec {
+        argv: execute.command.iter().map(|word| word.clone().into_bytes()).collect(),
+        env: variables(&execute.env, tty.is_some()),
+        cwd: execute.workdir.clone().map(String::into_bytes),
+        user: execute.user.clone(),
+        tty,
+        stdin: execute.interactive || execute.tty,
+    };
+    run(client, &execute.machine, task).await
+}
+
+pub(super) async fn enter(client: &Client, enter: &Enter) -> Result<(), Failure> {
+    let task = Exec {
+        env: variables(&[], true),
+        user: enter.user.clone(),
+        tty: Some(terminal::size().unwrap_or(PLAIN)),
+        stdin: true,
+        ..Exec::default()
+    };
+    run(client, &enter.machine, task).await
+}
+
+async fn run(client: &Client, machine: &MachineRef, task: Exec) -> Result<(), Failure> {
+    await_agent(client, machine).await?;
+    let local = |error| Failure::local("preparing the session", error, "look at the system's limits");
+    let id = session::new_id().map_err(local)?;
+    let control = ends::forward_signals().map_err(local)?;
+    // The sender is kept, so that a session without input sees silence rather than an end: the agent gives the program that.
+    let (_silent, silence) = mpsc::channel(1);
+    let input = if task.stdin { ends::standard_input() } else { silence };
+    let raw = if task.tty.is_some() { terminal::Terminal::raw().map_err(local)? } else { None };
+    let session = Ends { input, control, out: tokio::io::stdout(), err: tokio::io::stderr() };
+    let connect = || connect(client, machine);
+    let outcome = session::run(id, Task::Exec(task), session, Options::default(), connect).await;
+    drop(raw);
+    match outcome.map_err(|error| failed(error, machine))?.exit_code {
+        0 => Ok(()),
+        code => Err(Failure::Exited(code)),
+    }
+}
+
+pub(super) async fn copy(client: &Client, copy: &Copy, json: bool) -> Result<(), Failure> {
+    let reference = |name: &str| -> Result<MachineRef, Failure> {
+        name.parse()
+            .map_err(|error: wire::ids::ParseIdError| Failure::usage(error.to_string(), "give NAME:/path"))
+    };
+    let id = session::new_id()
+        .map_err(|error| Failure::local("preparing the session", error, "look at the system's limits"))?;
+    let (machine, copied) = match (&copy.from, &copy.to) {
+        (Place::Here(from), Place::Machine { machine, path }) => {
+            let machine = reference(machine)?;
+            await_agent(client, &machine).await?;
+            let copied = upload(id, from, path, Options::default(), || connect(client, &machine)).await;
+            (machine, copied)
+        }
+        (Place::Machine { machine, path }, Place::Here(to)) => {
+            let machine = reference(machine)?;
+            await_agent(client, &machine).await?;
+            let copied = download(id, path, to, Options::default(), || connect(client, &machine)).await;
+            (machine, copied)
+        }
+        (Place::Here(_), Place::Here(_)) | (Place::Machine { .. }, Place::Machine { .. }) => {
+            return Err(Failure::usage(
+                "both places are on the same side",
+                "give one place here and one in a machine: `mashines cp FILE NAME:/path` or `mashines cp NAME:/path FILE`",
+            ));
+        }
+    };
+    match copied {
+        Ok(()) if json => output::json(&json!({"copied": true})),
+        Ok(()) => Ok(()),
+        Err(CopyError::Session(error)) => Err(failed(error, &machine)),
+        Err(error) => Err(Failure::local("copying", error, "look at the paths and their permissions")),
+    }
+}
+
+/// What the guest says of itself; nothing if it has no agent that answers now.
+pub(super) async fn info(client: &Client, machine: &MachineRef) -> Option<Info> {
+    let mut transport = connect(client, machine).await.ok()?;
+    match session::ask(&mut transport, Request::Info).await {
+        Ok(FromAgent::Info(info)) => Some(*info),
+        _ => None,
+    }
+}
+
+/// Waits until the agent can be reached.
+async fn await_agent(client: &Client, machine: &MachineRef) -> Result<(), Failure> {
+    let until = Instant::now() + FIRST_LIMIT;
+    loop {
+        match connect(client, machine).await {
+            Ok(_) => return Ok(()),
+            Err(TransportError::Lost(_)) if Instant::now() < until => tokio::time::sleep(AGAIN).await,
+            Err(error) => return Err(failed(SessionError::Unreachable(error), machine)),
+        }
+    }
+}
+
+async fn connect(client: &Client, machine: &MachineRef) -> Result<Framed<Upgraded>, TransportError> {
+    let path = format!("/v1/machines/{machine}/agent");
+    match client.upgrade(&path, AGENT_UPGRADE).await {
+        Ok(upgraded) => Ok(Framed::new(upgraded)),
+        Err(failure) if passes(&failure) => Err(TransportError::Lost(Box::new(failure))),
+        Err(failure) => Err(TransportError::Refused(Box::new(failure))),
+    }
+}
+
+/// Whether it may work a moment later: the machine moves, its host or the control plane restarts, its guest boots.
+fn passes(failure: &Failure) -> bool {
+    match failure {
+        Failure::Unreachable { .. } => true,
+        Failure::Problem(problem) => matches!(
+            problem.code,
+            ProblemCode::HostUnreachable
+                | ProblemCode::GuestUnreachable
+                | ProblemCode::HostRefused
+                | ProblemCode::Busy
+        ),
+        _ => false,
+    }
+}
+
+fn failed(error: SessionError, machine: &MachineRef) -> Failure {
+    match error {
+        SessionError::Refused { code, detail } => {
+            eprintln!("error: {detail}");
+            Failure::Exited(code.shell_code())
+        }
+        SessionError::Unreachable(TransportError::Refused(error)) => match error.downcast::<Failure>() {
+            Ok(failure) => *failure,
+            Err(error) => Failure::local("reaching the agent", error, "try again"),
+        },
+        SessionError::Unreachable(TransportError::Lost(error)) => match error.downcast::<Failure>() {
+            Ok(failure) => *failure,
+            Err(error) => Failure::local("reaching the agent", error, "try again"),
+        },
+        other => Failure::Failed {
+            detail: other.to_string(),
+            remedy: format!(
+                "look at the machine with `mashines get {machine}` and `mashines logs {machine}`"
+            ),
+        },
+    }
+}
+
+fn variables(given: &[(String, String)], terminal: bool) -> Vec<Variable> {
+    let term = std::env::var("TERM").ok().filter(|_| terminal).map(|term| ("TERM".to_owned(), term));
+    term.iter()
+        .chain(given)
+        .map(|(name, value)| Variable { name: name.clone().into_bytes(), value: value.clone().into_bytes() })
+        .collect()
+}

@@ -59,7 +59,8 @@ impl Facts {
     /// When it is something else.
     pub fn parse(text: &str) -> Result<Self> {
         let mut lines = text.lines();
-        let mut next = |what| lines.next().map(str::trim).with_context(|| format!("the guest tells no {what}"));
+        let mut next =
+            |what| lines.next().map(str::trim).with_context(|| format!("the guest tells no {what}"));
         let boot_id = next("boot id")?.to_owned();
         let uptime = next("uptime")?;
         let kernel = next("kernel")?.to_owned();
@@ -67,7 +68,8 @@ impl Facts {
             bail!("the guest says something else than was asked");
         }
         let uptime_s = uptime.split(' ').next().unwrap_or_default().parse().context("the guest's uptime")?;
-        let processes = lines.by_ref().take_while(|line| line.trim() != "messages").filter_map(process).collect();
+        let processes =
+            lines.by_ref().take_while(|line| line.trim() != "messages").filter_map(process).collect();
         let messages = lines.map(|line| line.trim().to_owned()).collect();
         Ok(Self { boot_id, uptime_s, kernel, processes, messages })
     }
@@ -114,8 +116,10 @@ mod tests {
 
     fn facts(processes: &str, messages: &str) -> Facts {
         let id = "01234567-89ab-cdef-0123-456789abcdef";
-        Facts::parse(&format!("{id}\n12.50 20.00\n6.1.0-56-cloud-amd64\nprocesses\n{processes}messages\n{messages}"))
-            .unwrap()
+        Facts::parse(&format!(
+            "{id}\n12.50 20.00\n6.1.0-56-cloud-amd64\nprocesses\n{processes}messages\n{messages}"
+        ))
+        .unwrap()
     }
 
     fn line(pid: u32, name: &str, flags: u64, started: u64) -> String {
@@ -125,9 +129,18 @@ mod tests {
     #[test]
     fn processes_that_last_must_be_the_same_afterwards() {
         let sshd = line(100, "sshd: a) (b", 256, 500);
-        let before = facts(&(line(1, "systemd", 256, 1) + &line(2, "kthreadd", 0x0020_8040, 1) + &sshd + &line(101, "cat", 0, 600)), "");
+        let before = facts(
+            &(line(1, "systemd", 256, 1)
+                + &line(2, "kthreadd", 0x0020_8040, 1)
+                + &sshd
+                + &line(101, "cat", 0, 600)),
+            "",
+        );
         let again = facts(&(line(1, "systemd", 256, 1) + &sshd), "");
-        assert_eq!((before.uptime_s, before.kernel.as_str(), before.in_common(&again)), (12.5, "6.1.0-56-cloud-amd64", 2));
+        assert_eq!(
+            (before.uptime_s, before.kernel.as_str(), before.in_common(&again)),
+            (12.5, "6.1.0-56-cloud-amd64", 2)
+        );
         assert!(before.gone(&again, &again).is_empty(), "what did not last is not asked for");
         let restarted = facts(&(line(1, "systemd", 256, 1) + &line(100, "sshd: a) (b", 256, 900)), "");
         assert_eq!(before.gone(&again, &restarted), ["sshd: a) (b (100)"]);
@@ -135,7 +148,8 @@ mod tests {
 
     #[test]
     fn messages_of_harm_are_told_from_others() {
-        let bad = "[ 9.1] watchdog: BUG: soft lockup - CPU#0 stuck for 22s!\n[ 9.2] virtio_net virtio0: timeout\n";
+        let bad =
+            "[ 9.1] watchdog: BUG: soft lockup - CPU#0 stuck for 22s!\n[ 9.2] virtio_net virtio0: timeout\n";
         let good = "[ 0.1] clocksource: Switched to clocksource kvm-clock\n[ 1.0] virtio_blk virtio1: 1/0/0 default/read/poll queues\n";
         assert_eq!(facts("", &format!("{bad}{good}")).bad_messages().len(), 2);
     }

@@ -89,13 +89,28 @@ fn launch(
 ) -> Result<Guest> {
     let key = site::make_key(site)?;
     let public = key.with_extension("pub").display().to_string();
-    let memory = options.memory.clone().unwrap_or_else(|| if options.short { "256M" } else { "1G" }.to_owned());
+    let memory =
+        options.memory.clone().unwrap_or_else(|| if options.short { "256M" } else { "1G" }.to_owned());
     let vcpus = options.vcpus.unwrap_or(if options.short { 1 } else { 2 }).to_string();
     let limit = format!("{}s", site.patience(BOOT_LIMIT).as_secs());
     let [first, _] = &site.hosts;
     let arguments = [
-        "launch", "--json", "--name", MACHINE, "--image", image, "--memory", &memory, "--vcpu", &vcpus,
-        "--ssh-key", &public, "--host", first, "--timeout", &limit,
+        "launch",
+        "--json",
+        "--name",
+        MACHINE,
+        "--image",
+        image,
+        "--memory",
+        &memory,
+        "--vcpu",
+        &vcpus,
+        "--ssh-key",
+        &public,
+        "--host",
+        first,
+        "--timeout",
+        &limit,
     ];
     let begun = Instant::now();
     let text = command::read_told(&mut site.cli(arguments), |line| say(line))?;
@@ -185,7 +200,8 @@ fn begin(site: &Site, guest: &Guest, abilities: &Abilities, say: &dyn Fn(&str)) 
 
 fn migrate(site: &Site, from: &str, to: &str, load: &Load, say: &dyn Fn(&str)) -> Result<Migration> {
     let begun = Instant::now();
-    let text = command::read_told(&mut site.cli(["migrate", MACHINE, "--to", to, "--json"]), |line| say(line))?;
+    let text =
+        command::read_told(&mut site.cli(["migrate", MACHINE, "--to", to, "--json"]), |line| say(line))?;
     let moved: Moved =
         serde_json::from_str(&text).with_context(|| format!("`mashines migrate --json` said {text}"))?;
     let timings = match moved.timings {
@@ -292,7 +308,8 @@ pub fn provide_image(mashines: &Path, agent: &Path, options: &Options, say: &dyn
     if let Some(name) = &options.image {
         return Ok(name.clone());
     }
-    let (name, recipe) = if options.short { ("lab-busybox", &BUSYBOX[..]) } else { ("lab-debian-12", &DEBIAN[..]) };
+    let (name, recipe) =
+        if options.short { ("lab-busybox", &BUSYBOX[..]) } else { ("lab-debian-12", &DEBIAN[..]) };
     let images = super::images();
     let made = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
     let image = made(&images.join("images").join(format!("{name}.json")));

@@ -128,7 +128,8 @@ fn figures(text: &str, errors: &str) -> Result<Figures> {
         let rest = text.lines().find_map(|line| line.trim().strip_prefix(label));
         rest.and_then(|rest| rest.trim().split([' ', '/']).next()?.parse::<u64>().ok())
     };
-    let done = number("number of transactions actually processed:").context("it printed no number of transactions")?;
+    let done = number("number of transactions actually processed:")
+        .context("it printed no number of transactions")?;
     let failed = number("number of failed transactions:").context("it printed no number of failed ones")?;
     let aborted = errors.lines().filter(|line| line.contains("aborted")).count();
     Ok(Figures { done, failed: failed + u64::try_from(aborted)? })
@@ -144,7 +145,8 @@ mod tests {
     #[test]
     fn failed_transactions_and_clients_that_gave_up_are_counted() {
         assert_eq!(figures(TEXT, "").unwrap(), Figures { done: 1234, failed: 2 });
-        let gave_up = "pgbench: error: client 1 aborted in command 4 (SQL) of script 0; perhaps the backend died\n";
+        let gave_up =
+            "pgbench: error: client 1 aborted in command 4 (SQL) of script 0; perhaps the backend died\n";
         assert_eq!(figures(TEXT, gave_up).unwrap().failed, 3);
         assert!(figures("", gave_up).is_err());
     }

@@ -239,7 +239,8 @@ mod tests {
         let after = echo.arrival_after(begun, Duration::from_secs(10)).unwrap();
         assert!(echo.gap_us_max(begun, after).is_some() && echo.verdict().0.is_ok());
 
-        let ending = Session::counting("count", Command::new("sh").args(["-c", "echo 0; echo 1"]), "").unwrap();
+        let ending =
+            Session::counting("count", Command::new("sh").args(["-c", "echo 0; echo 1"]), "").unwrap();
         let late = Instant::now() + Duration::from_secs(3600);
         let why = ending.arrival_after(late, Duration::from_secs(10)).unwrap_err();
         assert!(why.to_string().contains("it ended"), "{why}");

@@ -149,7 +149,9 @@ impl Guest {
             match works() {
                 Ok(()) => return Ok(()),
                 Err(error) if Instant::now() >= deadline => {
-                    return Err(error.context(format!("{what} of {} does not answer in {limit:?}", self.name)));
+                    return Err(
+                        error.context(format!("{what} of {} does not answer in {limit:?}", self.name))
+                    );
                 }
                 // A guest that boots tells nobody outside how far it is.
                 Err(_) => std::thread::sleep(ASK_EVERY),

@@ -24,5 +24,6 @@ pub mod setup;
 pub mod signals;
 pub mod sim;
 pub mod sources;
+pub mod story;
 pub mod suites;
 pub mod test;

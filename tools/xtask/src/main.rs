@@ -8,7 +8,7 @@ use xtask::fleet::layout::FleetName;
 use xtask::fleet::{self, Fleet, Plan};
 use xtask::lab::{self, Lab};
 use xtask::report::Report;
-use xtask::{bench, check, command, demo, fuzz, repository, setup, signals, sim, test};
+use xtask::{bench, check, command, demo, fuzz, repository, setup, signals, sim, story, test};
 
 /// Developer commands of mashines.
 #[derive(Debug, Parser)]
@@ -184,11 +184,27 @@ fn lab_task(task: lab::options::Task) -> Result<bool> {
         Task::Up(options) => lab_up(options),
         Task::Run { host, command } => lab::run(&host, &command).map(|code| code == 0),
         Task::Down => lab_down(),
+        Task::Demo(options) => tell_in_lab(&options),
         Task::DemoSkeleton(options) => {
             let ready = lab::prepare()?;
             lab::demo::run(&options, ready).map(|()| true)
         }
     }
+}
+
+fn tell_in_lab(options: &story::Options) -> Result<bool> {
+    let json = options.json;
+    let say = |line: &str| if json { eprintln!("{line}") } else { println!("{line}") };
+    let told = story::packages(options)
+        .and_then(|()| lab::prepare())
+        .map(|ready| story::in_lab(options, ready, &say));
+    if json {
+        // Programs get their object also when the story could not begin.
+        let unbegun = story::StoryResult::default();
+        let result = told.as_ref().unwrap_or(&unbegun);
+        println!("{}", serde_json::to_string(result).context("writing the result")?);
+    }
+    told.map(|result| result.ok)
 }
 
 fn lab_up(options: lab::options::Options) -> Result<bool> {

@@ -34,10 +34,19 @@ pub fn root() -> PathBuf {
 }
 
 /// `cargo`, the one that runs us if one does.
+///
+/// What that one said about this package is not passed on: build scripts that look at it (ring's does) would run again, and all above
+/// them be built anew, whenever somebody builds by hand in between.
 pub fn cargo() -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command.current_dir(root());
+    let about_us = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(about_us) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 

@@ -100,7 +100,16 @@ pub fn become_root() -> Result<()> {
     let mut sudo = as_root("env")?;
     sudo.arg(format!("{REEXECUTED}=1"));
     // sudo resets the environment; these decide where the binaries are.
-    for name in ["PATH", "CARGO", "CARGO_HOME", "RUSTUP_HOME", "CARGO_TARGET_DIR", "NO_COLOR"] {
+    for name in [
+        "PATH",
+        "CARGO",
+        "CARGO_HOME",
+        "RUSTUP_HOME",
+        "CARGO_TARGET_DIR",
+        "MASHINES_IMAGES",
+        "MASHINES_LOG",
+        "NO_COLOR",
+    ] {
         if let Some(value) = std::env::var_os(name) {
             sudo.arg(format!("{name}={}", value.to_string_lossy()));
         }

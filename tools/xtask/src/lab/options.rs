@@ -22,7 +22,9 @@ pub enum Task {
     },
     /// Take the lab down, whatever is left of it.
     Down,
-    /// Bring a lab up, migrate the test guest to and fro between its hosts, and take it down.
+    /// Bring a lab up, migrate a Linux machine to and fro while it is used, and take the lab down.
+    Demo(crate::story::Options),
+    /// The same with the bare-metal test guest, which checks its own memory.
     DemoSkeleton(Options),
 }
 

@@ -1,0 +1,112 @@
+//! The Linux story: a machine of a stock distribution, with its kernel, services and sessions, moves to and fro while it is used.
+//!
+//! Told in the lab by `cargo xtask lab demo`, and by `cargo xtask demo` where the machine's own KVM is complete. A PostgreSQL that serves
+//! pgbench, a container, an ssh session, a session in a terminal: all of it goes on, and what the guest says about itself (boot id,
+//! uptime, every process, kernel messages) is compared. With `--short` the machine is a busybox, one command runs in it and it moves once.
+
+mod facts;
+mod flow;
+mod pgbench;
+mod result;
+mod services;
+mod session;
+mod site;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+pub use result::{Migration, Options, StoryResult};
+
+use crate::fleet::layout::FleetName;
+use crate::fleet::{self, Fleet};
+use crate::lab::{self, Lab};
+use crate::repository::Binaries;
+use crate::setup;
+
+/// How many times slower than a real machine a guest of an emulated host is taken to be.
+const EMULATED_SLOWNESS: u32 = 12;
+/// RAM of a lab host for the long form and the short one.
+const LAB_RAM: (&str, &str) = ("4G", "2G");
+/// RAM that machines may use on a host that is a namespace.
+const RAM_LIMIT: &str = "3G";
+/// Name of the fleet of namespaces.
+const FLEET: &str = "story";
+
+/// Where images are, for us and for the control planes that we start: they inherit the variable.
+pub fn images() -> PathBuf {
+    std::env::var_os("MASHINES_IMAGES").map_or_else(|| "/var/lib/mashines/images".into(), PathBuf::from)
+}
+
+/// Installs what clients of the story need.
+///
+/// # Errors
+/// When it cannot be had.
+pub fn packages(options: &Options) -> Result<()> {
+    setup::install(&[("ssh", "openssh-client"), ("busybox", "busybox-static"), ("mkfs.ext4", "e2fsprogs")])?;
+    if options.short {
+        return Ok(());
+    }
+    setup::install(&[("pgbench", "postgresql-contrib"), ("mmdebstrap", "mmdebstrap"), ("tar", "tar")])
+}
+
+/// Tells the story in a lab of its own, and takes that down. An error is printed and in the result, which tells how far it came.
+pub fn in_lab(options: &Options, ready: lab::Ready, say: &dyn Fn(&str)) -> StoryResult {
+    tell(options, &ready.binaries.clone(), say, |timeline| {
+        let ram = if options.short { LAB_RAM.1 } else { LAB_RAM.0 }.parse()?;
+        let lab = Lab::up(lab::Plan { options: lab::options::Options { hosts: 2, ram }, ready }, timeline)?;
+        timeline("the lab is up and both hosts have joined");
+        Ok((lab.name().clone(), EMULATED_SLOWNESS, move || lab.down()))
+    })
+}
+
+/// Tells the story in a fleet of namespaces, on this machine's own KVM, which must be complete.
+pub fn in_fleet(options: &Options, binaries: &Binaries, say: &dyn Fn(&str)) -> StoryResult {
+    tell(options, binaries, say, |timeline| {
+        let name: FleetName = FLEET.parse()?;
+        let plan = fleet::Plan {
+            name: name.clone(),
+            hosts: 2,
+            ram_limit: RAM_LIMIT.to_owned(),
+            binaries: binaries.clone(),
+        };
+        let fleet = Fleet::up(plan)?;
+        timeline("two hosts are up, each a namespace");
+        Ok((name, 1, move || fleet.down()))
+    })
+}
+
+fn tell<Down: FnOnce() -> Result<()>>(
+    options: &Options,
+    binaries: &Binaries,
+    say: &dyn Fn(&str),
+    up: impl FnOnce(&dyn Fn(&str)) -> Result<(FleetName, u32, Down)>,
+) -> StoryResult {
+    let begun = Instant::now();
+    let timeline = |what: &str| say(&format!("{:>7.2} s  {what}", begun.elapsed().as_secs_f64()));
+    let mut result = StoryResult::default();
+    let mut faults = Vec::new();
+    let all = || -> Result<()> {
+        let image = flow::provide_image(&binaries.mashines, &binaries.agent, options, &timeline)?;
+        let (name, slowness, down) = up(&timeline)?;
+        let site = site::Site {
+            name,
+            mashines: binaries.mashines.clone(),
+            hosts: ["host-a".to_owned(), "host-b".to_owned()],
+            slowness,
+        };
+        let told = flow::tell(&site, options, &image, &timeline, &mut result, &mut faults);
+        let ended = down().context("taking everything down");
+        timeline("taken down");
+        told.and(ended)
+    };
+    if let Err(error) = all() {
+        faults.push(format!("{error:#}"));
+    }
+    result.ok = faults.is_empty();
+    for fault in faults {
+        say(&format!("FAILED: {fault}"));
+    }
+    result
+}

@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_pending_event_survives_a_move_and_interrupts_again() {
-        let (mut chip, _) = self::chip();
+        let (mut chip, _) = chip();
         chip.press_power_button().unwrap();
         chip.set_generation([9; 16]).unwrap();
         let (mut there, event) = self::chip();

@@ -119,11 +119,10 @@ fn linux_reports_its_free_memory() {
     loop {
         let report = ask();
         // Free page reporting begins two seconds after the driver.
-        if report.total_bytes.is_some() && report.reported_bytes > RAM / 4 {
-            assert!(
-                report.total_bytes.unwrap() > RAM / 2 && report.total_bytes.unwrap() <= RAM,
-                "{report:?}"
-            );
+        if let Some(total) = report.total_bytes
+            && report.reported_bytes > RAM / 4
+        {
+            assert!(total > RAM / 2 && total <= RAM, "{report:?}");
             assert!(report.available_bytes.unwrap() > 0 && report.free_bytes.unwrap() > 0, "{report:?}");
             break;
         }

@@ -8,6 +8,7 @@ pub mod host;
 pub mod initramfs;
 pub mod linux;
 pub mod net;
+pub mod vsock;
 
 /// Says that a test cannot run on this machine. `cargo xtask test` counts these lines.
 pub fn skip(why: &str) {

@@ -6,214 +6,16 @@ mod common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::driver::{Driver, NEEDS_RESET, WRITE, rings};
+use common::driver::{Driver, NEEDS_RESET, WRITE};
+use common::vsock::*;
 use rustix::event::{PollFd, PollFlags, poll};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::virtio::vsock::{CONNECTIONS_MAX, Vsock};
 use vmm::virtio::{Resources, Transport};
-use wire::vmm::VSOCK_OPEN;
-
-const REQUEST: u16 = 1;
-const RESPONSE: u16 = 2;
-const RST: u16 = 3;
-const SHUTDOWN: u16 = 4;
-const RW: u16 = 5;
-const CREDIT_UPDATE: u16 = 6;
-const CREDIT_REQUEST: u16 = 7;
-
-const TO_GUEST: u16 = 0;
-const FROM_GUEST: u16 = 1;
-const EVENTS: u16 = 2;
-/// Buffers of each queue: eight of 8 KiB.
-const BUFFER_BYTES: u64 = 0x2000;
-/// What the device buffers for a client.
-const DEVICE_BUFFER: usize = 128 << 10;
-
-fn buffer(queue: u16, index: u16) -> u64 {
-    0x10_0000 + u64::from(queue) * 0x2_0000 + u64::from(index) * BUFFER_BYTES
-}
-
-/// A packet as the guest sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Packet {
-    host_port: u32,
-    guest_port: u32,
-    op: u16,
-    flags: u32,
-    buf_alloc: u32,
-    fwd_cnt: u32,
-    data: Vec<u8>,
-}
-
-struct Guest {
-    driver: Driver,
-    socket: PathBuf,
-    _dir: tempfile::TempDir,
-    seen: u16,
-    /// What every packet of the guest says about its buffer.
-    buf_alloc: u32,
-    fwd_cnt: u32,
-}
-
-fn device() -> (Vsock, PathBuf, tempfile::TempDir) {
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("vsock.sock");
-    let listener = UnixListener::bind(&socket).unwrap();
-    (Vsock::new(Some(listener)).unwrap(), socket, dir)
-}
-
-impl Guest {
-    /// With all receive and event buffers on offer.
-    fn start() -> Self {
-        let (vsock, socket, _dir) = device();
-        let driver = Driver::new(Box::new(vsock)).start(3);
-        let mut guest = Self { driver, socket, _dir, seen: 0, buf_alloc: 256 << 10, fwd_cnt: 0 };
-        for index in 0..8 {
-            guest.offer(TO_GUEST, index, 0x2000);
-        }
-        for index in 0..4 {
-            guest.offer(EVENTS, index, 8);
-        }
-        guest
-    }
-
-    fn offer(&mut self, queue: u16, index: u16, bytes: u32) {
-        self.driver.descriptor(queue, index, (buffer(queue, index), bytes), WRITE, 0);
-        self.driver.offer(queue, index);
-    }
-
-    fn client(&self) -> UnixStream {
-        let client = UnixStream::connect(&self.socket).unwrap();
-        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        client
-    }
-
-    /// What the event loop does as long as there is something to do.
-    fn serve(&mut self) {
-        loop {
-            let Some(fd) = self.driver.transport.host_fd() else { return };
-            let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-            let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-            if poll(&mut fds, Some(&at_once)).unwrap() == 0 {
-                return;
-            }
-            self.driver.transport.host_event();
-        }
-    }
-
-    /// The next packet for the guest, whose buffer is offered again at once.
-    fn next(&mut self) -> Option<Packet> {
-        self.serve();
-        let packet = self.peek()?;
-        let index = (self.seen - 1) % 8;
-        let at = rings(TO_GUEST) + 0x2000 + 4 + 8 * u64::from(index);
-        let head: u32 = self.driver.ram.memory().read_obj(GuestAddress(at)).unwrap();
-        self.offer(TO_GUEST, u16::try_from(head).unwrap(), 0x2000);
-        self.driver.notify(TO_GUEST);
-        Some(packet)
-    }
-
-    /// As `next`, but keeps the buffer.
-    fn peek(&mut self) -> Option<Packet> {
-        let memory = self.driver.ram.memory();
-        if self.driver.used(TO_GUEST).0 == self.seen {
-            return None;
-        }
-        let at = rings(TO_GUEST) + 0x2000 + 4 + 8 * u64::from(self.seen % 8);
-        self.seen += 1;
-        let head: u32 = memory.read_obj(GuestAddress(at)).unwrap();
-        let bytes: u32 = memory.read_obj(GuestAddress(at + 4)).unwrap();
-        let mut raw = vec![0; usize::try_from(bytes).unwrap()];
-        let from = buffer(TO_GUEST, u16::try_from(head).unwrap());
-        memory.read_slice(&mut raw, GuestAddress(from)).unwrap();
-        let word = |at: usize| u32::from_le_bytes(raw[at..at + 4].try_into().unwrap());
-        let half = |at: usize| u16::from_le_bytes(raw[at..at + 2].try_into().unwrap());
-        assert_eq!((word(0), word(4), word(8), word(12)), (2, 0, 3, 0), "addresses");
-        assert_eq!(half(28), 1, "stream");
-        assert_eq!(usize::try_from(word(24)).unwrap(), raw.len() - 44);
-        Some(Packet {
-            host_port: word(16),
-            guest_port: word(20),
-            op: half(30),
-            flags: word(32),
-            buf_alloc: word(36),
-            fwd_cnt: word(40),
-            data: raw[44..].to_vec(),
-        })
-    }
-
-    fn expect(&mut self, op: u16) -> Packet {
-        let packet = self.next().unwrap_or_else(|| panic!("operation {op} was expected, nothing came"));
-        assert_eq!(packet.op, op, "{packet:?}");
-        packet
-    }
-
-    fn raw(&self, ports: (u32, u32), kind_op: (u16, u16), flags: u32, data: &[u8]) -> Vec<u8> {
-        let mut raw = Vec::new();
-        raw.extend(3u64.to_le_bytes());
-        raw.extend(2u64.to_le_bytes());
-        raw.extend(ports.1.to_le_bytes());
-        raw.extend(ports.0.to_le_bytes());
-        raw.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
-        raw.extend(kind_op.0.to_le_bytes());
-        raw.extend(kind_op.1.to_le_bytes());
-        raw.extend(flags.to_le_bytes());
-        raw.extend(self.buf_alloc.to_le_bytes());
-        raw.extend(self.fwd_cnt.to_le_bytes());
-        raw.extend(data);
-        raw
-    }
-
-    /// Sends a chain of one descriptor.
-    fn send_raw(&mut self, raw: &[u8]) {
-        let slot = self.driver.made_available[1] % 8;
-        let at = 0x20_0000 + u64::from(slot) * 0x2_0000;
-        self.driver.ram.memory().write_slice(raw, GuestAddress(at)).unwrap();
-        self.driver.descriptor(FROM_GUEST, slot, (at, u32::try_from(raw.len()).unwrap()), 0, 0);
-        self.driver.offer(FROM_GUEST, slot);
-        self.driver.notify(FROM_GUEST);
-    }
-
-    fn send(&mut self, ports: (u32, u32), op: u16, data: &[u8]) {
-        let raw = self.raw(ports, (1, op), 0, data);
-        self.send_raw(&raw);
-    }
-
-    fn send_shutdown(&mut self, ports: (u32, u32), flags: u32) {
-        let raw = self.raw(ports, (1, SHUTDOWN), flags, &[]);
-        self.send_raw(&raw);
-    }
-
-    /// A client connected to `port`, and both ports.
-    fn connect(&mut self, port: u32) -> (UnixStream, (u32, u32)) {
-        let mut client = self.client();
-        client.write_all(&port.to_le_bytes()).unwrap();
-        let request = self.expect(REQUEST);
-        assert_eq!(request.guest_port, port);
-        let ports = (request.host_port, port);
-        self.send(ports, RESPONSE, &[]);
-        let mut open = [0xff];
-        client.read_exact(&mut open).unwrap();
-        assert_eq!(open, [VSOCK_OPEN]);
-        (client, ports)
-    }
-
-    fn status(&mut self) -> u32 {
-        self.driver.status()
-    }
-}
-
-/// Reads until the end of file.
-fn rest(mut client: &UnixStream) -> Vec<u8> {
-    let mut all = Vec::new();
-    client.read_to_end(&mut all).unwrap();
-    all
-}
 
 #[test]
 fn a_client_connects_and_data_goes_both_ways() {
@@ -560,7 +362,7 @@ fn after_a_restore_the_guest_hears_that_its_connections_are_gone() {
         Transport::new(Box::new(vsock), Arc::clone(guest.driver.ram.memory()), Resources::new(3).unwrap());
     target.restore(&saved_again).unwrap();
     guest.driver.transport = target;
-    (guest.socket, guest._dir) = (socket, dir);
+    (guest.socket, guest.dir) = (socket, dir);
     // A client that comes before the guest has heard waits.
     let mut early = guest.client();
     early.write_all(&77u32.to_le_bytes()).unwrap();
@@ -581,9 +383,9 @@ fn after_a_restore_the_guest_hears_that_its_connections_are_gone() {
 
 #[test]
 fn the_event_waits_for_a_buffer() {
-    let (vsock, socket, _dir) = device();
+    let (vsock, socket, dir) = device();
     let driver = Driver::new(Box::new(vsock)).start(3);
-    let mut guest = Guest { driver, socket, _dir, seen: 0, buf_alloc: 1 << 18, fwd_cnt: 0 };
+    let mut guest = Guest { driver, socket, dir, seen: 0, buf_alloc: 1 << 18, fwd_cnt: 0 };
     let saved = guest.driver.transport.save();
     guest.driver.transport.restore(&saved).unwrap();
     guest.driver.transport.resume();

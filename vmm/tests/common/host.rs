@@ -218,6 +218,8 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 pub struct Vmm {
     pub child: Child,
     pub path: PathBuf,
+    /// Where connections to its vsock ports come in.
+    pub vsock: PathBuf,
     _dir: tempfile::TempDir,
     pub connection: UnixStream,
     seq: u32,
@@ -229,25 +231,31 @@ impl Vmm {
     pub fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vmm.sock");
-        let listener = UnixListener::bind(&path).unwrap();
-        // Away from 3, so that the copy at 3 has no close-on-exec flag.
-        let high = rustix::io::fcntl_dupfd_cloexec(&listener, 100).unwrap();
+        let vsock = dir.path().join("vsock.sock");
+        // Away from 3 and 4, so that the copies there have no close-on-exec flag.
+        let high = [&path, &vsock]
+            .map(|path| rustix::io::fcntl_dupfd_cloexec(UnixListener::bind(path).unwrap(), 100).unwrap());
         // Inside an emulated host the binaries are elsewhere than where they were built.
         let program = std::env::var_os("MASHINE_VMM");
         let mut command = Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_mashine-vmm").into()));
         command.stdin(Stdio::null());
-        let raw = high.as_raw_fd();
-        let to_three = move || {
-            // SAFETY: dup2 is safe to call between fork and exec; `raw` is open in the parent until then.
-            let done = unsafe { libc::dup2(raw, 3) };
-            if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+        let raw = high.each_ref().map(AsRawFd::as_raw_fd);
+        let to_three_and_four = move || {
+            for (from, to) in raw.into_iter().zip([3, 4]) {
+                // SAFETY: dup2 is safe to call between fork and exec; `from` is open in the parent until then.
+                let done = unsafe { libc::dup2(from, to) };
+                if done < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            Ok(())
         };
         // SAFETY: the closure only makes an async-signal-safe call.
-        unsafe { command.pre_exec(to_three) };
+        unsafe { command.pre_exec(to_three_and_four) };
         let child = command.spawn().unwrap();
         let connection = UnixStream::connect(&path).unwrap();
         connection.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut vmm = Self { child, path, _dir: dir, connection, seq: 0, notices: Vec::new() };
+        let mut vmm = Self { child, path, vsock, _dir: dir, connection, seq: 0, notices: Vec::new() };
         assert!(matches!(vmm.hello(), Reply::Hello { version: 1, phase: Phase::Empty }));
         vmm
     }

@@ -5,13 +5,22 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Modules that the tests use where the kernel has them as modules.
-const MODULES: [&str; 7] =
-    ["virtio_mmio", "virtio-rng", "virtio_net", "button", "evdev", "pvpanic-mmio", "virtio_rng"];
+const MODULES: [&str; 9] = [
+    "vmw_vsock_virtio_transport",
+    "virtio_balloon",
+    "virtio_mmio",
+    "virtio-rng",
+    "virtio_net",
+    "button",
+    "evdev",
+    "pvpanic-mmio",
+    "virtio_rng",
+];
 
 const INIT: &str = "#!/bin/sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
-for m in virtio_mmio virtio-rng virtio_net button evdev pvpanic-mmio; do modprobe -q $m; done
+for m in virtio_mmio virtio-rng virtio_net vmw_vsock_virtio_transport virtio_balloon button evdev pvpanic-mmio; do modprobe -q $m; done
 stty -echo
 export PS1= PS2=
 echo READY
@@ -42,6 +51,11 @@ pub fn kernel() -> Option<Kernel> {
 
 /// Builds it; `None` without a static busybox.
 pub fn build(kernel: &Kernel) -> Option<Vec<u8>> {
+    build_with(kernel, None)
+}
+
+/// As [`build`], with a program as `/bin/test-program`.
+pub fn build_with(kernel: &Kernel, program: Option<&[u8]>) -> Option<Vec<u8>> {
     let busybox = std::fs::read("/usr/bin/busybox").or_else(|_| std::fs::read("/bin/busybox")).ok()?;
     let mut archive = Archive::default();
     for directory in ["bin", "proc", "sys", "dev", "lib", "lib/modules"] {
@@ -49,6 +63,9 @@ pub fn build(kernel: &Kernel) -> Option<Vec<u8>> {
     }
     archive.add("bin/busybox", 0o100_755, &busybox);
     archive.add("bin/sh", 0o120_777, b"busybox");
+    if let Some(program) = program {
+        archive.add("bin/test-program", 0o100_755, program);
+    }
     archive.add("init", 0o100_755, INIT.as_bytes());
     if let Some(modules) = &kernel.modules {
         add_modules(&mut archive, modules);

@@ -48,7 +48,12 @@ impl Linux {
 
     /// As [`Linux::boot`], with a spec of the caller's.
     pub fn boot_parts(kernel: &Kernel, parts: Parts, extra: &str) -> Self {
-        let initrd = file_of(&initramfs::build(kernel).expect("a static busybox"));
+        Self::boot_with(kernel, parts, extra, None)
+    }
+
+    /// As [`Linux::boot_parts`], with a program as `/bin/test-program`.
+    pub fn boot_with(kernel: &Kernel, parts: Parts, extra: &str, program: Option<&[u8]>) -> Self {
+        let initrd = file_of(&initramfs::build_with(kernel, program).expect("a static busybox"));
         let mut vmm = Vmm::start();
         assert_eq!(vmm.create(&parts), Reply::Done);
         let image = File::open(&kernel.image).unwrap();

@@ -9,6 +9,7 @@ pub mod initramfs;
 pub mod linux;
 pub mod net;
 pub mod session;
+pub mod vsock;
 
 /// Says that a test cannot run on this machine. `cargo xtask test` counts these lines.
 pub fn skip(why: &str) {

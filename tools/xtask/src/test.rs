@@ -7,8 +7,9 @@ use anyhow::{Context, Result};
 use crate::demo::DemoResult;
 use crate::report::{Outcome, Report};
 use crate::setup::{self, Kvm};
+use crate::story::StoryResult;
 use crate::suites::Suite;
-use crate::{check, command, fuzz, repository, sim};
+use crate::{check, command, fuzz, lab, repository, sim};
 
 /// Seeds of the protocol simulator.
 const SEEDS: u64 = 100_000;
@@ -22,6 +23,9 @@ const END_TO_END_LIMIT: Duration = Duration::from_secs(15 * 60);
 const SMOKE_LIMIT: Duration = Duration::from_secs(150);
 /// The demo, its fleet included.
 const DEMO_LIMIT: Duration = Duration::from_secs(3 * 60);
+
+/// The short form of the lab's story, its lab included.
+const LAB_LIMIT: Duration = Duration::from_secs(6 * 60);
 
 /// Runs all steps and prints the table. Returns whether nothing failed.
 ///
@@ -40,6 +44,7 @@ pub fn run() -> Result<bool> {
     report.step("simulator", || sim::outcome(SEEDS));
     report.step("end-to-end tests", || on_kvm(&kvm, end_to_end));
     report.step("demo", || on_kvm(&kvm, demo));
+    report.step("lab", linux_in_lab);
     report.step("fuzz", || fuzz::run(FUZZ_SECONDS));
     print!("\n{}", report.table());
     Ok(report.ok())
@@ -135,5 +140,20 @@ fn demo() -> Result<Outcome> {
         .context("reading the demo's result")?;
     let pauses: Vec<String> = result.migrations.iter().map(|one| format!("{} us", one.pause_us)).collect();
     let note = format!("{} migrations, pauses {}", pauses.len(), pauses.join(", "));
+    Ok(if result.ok && watched.succeeded { Outcome::passed(note) } else { Outcome::failed(note) })
+}
+
+/// The short form of the Linux story, as a user runs it. Needs no `/dev/kvm`, but packages, which a test does not install.
+fn linux_in_lab() -> Result<Outcome> {
+    if let Some(why) = lab::missing() {
+        return Ok(Outcome::skipped(why));
+    }
+    let mut story = repository::cargo();
+    story.args(["run", "--quiet", "--package", "xtask", "--", "lab", "demo", "--short", "--json"]);
+    let watched = command::stream(&mut story, LAB_LIMIT)?;
+    let last = watched.lines.iter().rev().find(|line| line.starts_with('{'));
+    let result: StoryResult = serde_json::from_str(last.context("the story printed no result")?)
+        .context("reading the story's result")?;
+    let note = format!("Linux {}, {} migrations", result.kernel, result.migrations.len());
     Ok(if result.ok && watched.succeeded { Outcome::passed(note) } else { Outcome::failed(note) })
 }

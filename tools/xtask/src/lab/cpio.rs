@@ -79,7 +79,7 @@ mod tests {
         assert_eq!(bytes.len() % 4, 0);
         assert_eq!(&bytes[..6], b"070701");
         // 110 bytes of header and "bin\0" make 114: two bytes of padding, then the next header.
-        assert_eq!(&bytes[110..122], b"bin\0\0\0070701");
+        assert_eq!(&bytes[110..122], b"bin\x00\x00\x00070701");
         let file = &bytes[116..];
         assert_eq!(&file[54..62], b"00000005", "size of the content");
         assert_eq!(&file[110..124], b"bin/a\0hello\0\0\0");

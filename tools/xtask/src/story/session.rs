@@ -163,7 +163,7 @@ fn listen(output: impl Read, seen: &Mutex<Seen>) -> Result<()> {
     let mut greeting = 0;
     while let Some(line) = next_line(&mut lines)? {
         match (line.parse::<u64>(), last) {
-            (Ok(number), None) if number == 0 => {}
+            (Ok(0), None) => {}
             (Ok(number), Some(last)) if number == last + 1 => {}
             (_, None) if greeting < GREETING_LINES_MAX => {
                 greeting += 1;

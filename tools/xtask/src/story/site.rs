@@ -69,11 +69,6 @@ impl Guest {
         self.address
     }
 
-    /// Whether there is a way in by ssh.
-    pub fn has_ssh(&self) -> bool {
-        self.ssh_key.is_some()
-    }
-
     /// A command in the guest by way of its agent, with our standard input.
     pub fn exec(&self, script: &str) -> Command {
         self.site.cli(["exec", "--interactive", &self.name, "--", "/bin/sh", "-c", script])

@@ -65,7 +65,7 @@ fn source_lines() -> String {
 fn target_lines() -> String {
     let lanes = vec![LanePoint { round: 3, batches: 4 }, LanePoint { round: 4, batches: 0 }];
     let resume = Some(Resume { round: 2, lanes, console_end: 77 });
-    let accept = Accept { version: 1, state_version: 1, attempt: 2, lanes: 2, resume };
+    let accept = Accept { version: VERSION, state_version: 1, attempt: 2, lanes: 2, resume };
     let code = RefusalCode::CpuFeature;
     let running = Running { epoch: TO_EPOCH, restore_us: 90, resume_us: 150 };
     [

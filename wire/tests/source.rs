@@ -9,7 +9,7 @@ use wire::fleet::{Outcome, RefusalCode};
 use wire::ids::Epoch;
 use wire::migration::lane::{ready_digest, state_digest};
 use wire::migration::messages::{
-    Accept, Commit, ConsoleBytes, LanePoint, Resume, Running, SourceMessage, TargetMessage,
+    Accept, Commit, ConsoleBytes, LanePoint, Resume, Running, SourceMessage, TargetMessage, VERSION,
 };
 use wire::migration::source::{
     ACTIONS_MAX, Illegal, Sent, Source, SourceAction, SourceConfig, SourceEvent, SourceOperation,
@@ -51,7 +51,13 @@ impl Rig {
 
     fn accept(&mut self, resume: Option<Resume>) -> Vec<SourceAction> {
         let attempt = self.source.attempt();
-        self.hear(TargetMessage::Accept(Accept { version: 1, state_version: 1, attempt, lanes: 2, resume }))
+        self.hear(TargetMessage::Accept(Accept {
+            version: VERSION,
+            state_version: 1,
+            attempt,
+            lanes: 2,
+            resume,
+        }))
     }
 
     /// Up to the end of the first round.
@@ -176,7 +182,7 @@ fn a_lost_link_in_precopy_goes_on_where_it_was() {
     let lanes = vec![LanePoint { round: 1, batches: 7 }, LanePoint { round: 2, batches: 0 }];
     let received = Resume { round: 0, lanes, console_end: 11 };
     let actions = rig.accept(Some(received.clone()));
-    let open = SourceAction::OpenLanes { attempt: 2, lanes: 2, version: 1 };
+    let open = SourceAction::OpenLanes { attempt: 2, lanes: 2, version: VERSION };
     let console = SourceAction::ReadConsole { from: 11 };
     let back = SourceAction::GiveBackDirty { received };
     assert_eq!(actions, [open, console, back, SourceAction::SendRound { round: 2 }]);
@@ -367,12 +373,12 @@ fn another_digest_than_ours_is_not_committed() {
 
 #[test]
 fn terms_that_were_not_offered_are_a_breach() {
-    let accept = |attempt| Accept { version: 1, state_version: 1, attempt, lanes: 2, resume: None };
+    let accept = |attempt| Accept { version: VERSION, state_version: 1, attempt, lanes: 2, resume: None };
     let points = |count, round| vec![LanePoint { round, batches: 0 }; count];
     let resume = |round, lanes| Some(Resume { round, lanes, console_end: 0 });
     for bad in [
         accept(2),
-        Accept { version: 2, ..accept(1) },
+        Accept { version: VERSION + 1, ..accept(1) },
         Accept { state_version: 0, ..accept(1) },
         Accept { lanes: 0, ..accept(1) },
         Accept { lanes: 5, ..accept(1) },

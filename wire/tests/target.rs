@@ -10,7 +10,7 @@ use wire::ids::{Epoch, MigrationId};
 use wire::migration::lane::{ready_digest, state_digest};
 use wire::migration::messages::{
     Accept, Commit, ConsoleBytes, Final, LanePoint, Offer, Resume, Running, SourceMessage, TargetMessage,
-    VersionRange,
+    VERSION, VersionRange,
 };
 use wire::migration::target::{
     ACTIONS_MAX, Illegal, Target, TargetAction, TargetEvent, TargetOperation, TargetOutcome,
@@ -76,9 +76,9 @@ impl Rig {
         let actions = self.hear(1, SourceMessage::Offer(Box::new(offer(1))));
         assert_eq!(actions, [TargetAction::Reserve { spec: Box::new(spec()) }]);
         let actions = self.give(TargetEvent::Reserved);
-        let accept = Accept { version: 1, state_version: 1, attempt: 1, lanes: 2, resume: None };
+        let accept = Accept { version: VERSION, state_version: 1, attempt: 1, lanes: 2, resume: None };
         assert_eq!(said(&actions), [&TargetMessage::Accept(accept)]);
-        assert_eq!(actions[0], TargetAction::AcceptLanes { attempt: 1, lanes: 2, version: 1 });
+        assert_eq!(actions[0], TargetAction::AcceptLanes { attempt: 1, lanes: 2, version: VERSION });
     }
 
     fn round(&mut self, round: u32) -> Vec<TargetAction> {
@@ -221,7 +221,7 @@ fn a_reconnect_goes_on_from_what_is_here() {
     let lanes = vec![LanePoint { round: 3, batches: 0 }, LanePoint { round: 2, batches: 5 }];
     let actions = rig.give(TargetEvent::LanesHalted { lanes: lanes.clone() });
     let resume = Some(Resume { round: 1, lanes, console_end: 0 });
-    let accept = Accept { version: 1, state_version: 1, attempt: 2, lanes: 2, resume };
+    let accept = Accept { version: VERSION, state_version: 1, attempt: 2, lanes: 2, resume };
     assert_eq!(said(&actions), [&TargetMessage::Accept(accept)]);
 }
 

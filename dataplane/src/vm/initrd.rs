@@ -1,7 +1,8 @@
-//! The guest's configuration, behind its initial RAM disk.
+//! The guest's configuration, in front of its initial RAM disk.
 //!
 //! Linux unpacks several archives that follow each other, each at a multiple of 4 bytes
-//! (Documentation/driver-api/early-userspace/buffer-format.rst in its sources), so a configuration of the machine's own needs no change to the image's archive.
+//! (Documentation/driver-api/early-userspace/buffer-format.rst in its sources), so a configuration of the machine's own needs no change to the image's archive. It comes first, because what follows a
+//! compressed archive depends on the decompressor, and plain ones may precede any.
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
@@ -12,20 +13,12 @@ use rustix::fs::MemfdFlags;
 /// Where init finds it.
 const PATH: &str = "mashines/config.json";
 
-/// Copies `initrd` into a memfd of our own, and `config` behind it.
+/// Puts `config` into a memfd of our own, and `initrd` behind it.
 ///
 /// # Errors
 /// Reading the archive, or memory.
 pub fn with_config(initrd: Option<File>, config: &[u8]) -> io::Result<File> {
     let mut out = File::from(rustix::fs::memfd_create("mashine-initrd", MemfdFlags::CLOEXEC)?);
-    let mut bytes = match initrd {
-        Some(mut initrd) => io::copy(&mut initrd, &mut out)?,
-        None => 0,
-    };
-    while !bytes.is_multiple_of(4) {
-        out.write_all(&[0])?;
-        bytes += 1;
-    }
     let length = u32::try_from(config.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
     let directory = Builder::new("mashines").ino(1).mode(0o755).set_mode_file_type(ModeFileType::Directory);
     directory.write(&mut out, 0).finish()?;
@@ -35,6 +28,12 @@ pub fn with_config(initrd: Option<File>, config: &[u8]) -> io::Result<File> {
     file.write_all(config)?;
     file.finish()?;
     trailer(&mut out)?;
+    while !out.stream_position()?.is_multiple_of(4) {
+        out.write_all(&[0])?;
+    }
+    if let Some(mut initrd) = initrd {
+        io::copy(&mut initrd, &mut out)?;
+    }
     out.rewind()?;
     Ok(out)
 }
@@ -45,14 +44,15 @@ mod tests {
     use std::io::Read as _;
 
     #[test]
-    fn the_configuration_follows_the_archive_at_a_multiple_of_four() {
+    fn the_archive_follows_the_configuration_at_a_multiple_of_four() {
         let mut first = tempfile::tempfile().unwrap();
         first.write_all(b"12345").unwrap();
         first.rewind().unwrap();
         let mut whole = Vec::new();
         with_config(Some(first), b"{\"a\":1}").unwrap().read_to_end(&mut whole).unwrap();
-        assert_eq!(&whole[..8], b"12345\0\0\0");
-        let reader = cpio::newc::Reader::new(&whole[8..]).unwrap();
+        let at = whole.len() - 5;
+        assert!(at.is_multiple_of(4) && whole.ends_with(b"12345"));
+        let reader = cpio::newc::Reader::new(&whole[..at]).unwrap();
         assert_eq!(reader.entry().name(), "mashines");
         let mut reader = cpio::newc::Reader::new(reader.finish().unwrap()).unwrap();
         assert_eq!((reader.entry().name(), reader.entry().mode() & 0o777), (PATH, 0o600));

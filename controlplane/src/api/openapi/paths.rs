@@ -82,9 +82,9 @@ fn machines() -> Vec<Operation> {
             "/v1/machines/{machine}/stop",
             "post",
             operation(
-                "End a machine; its RAM is gone, its name and addresses stay",
+                "End a machine; its RAM is gone, its disks, name and addresses stay",
                 vec![machine(), key()],
-                Some("Nothing"),
+                Some("StopRequest"),
                 &[("202", "Machine")],
             ),
         ),

@@ -23,6 +23,13 @@ fn requests() -> Vec<Schema> {
         ("kernel", text("Kernel (PVH ELF) on the host; the control plane's default when absent.")),
         ("initrd", text("Initial RAM disk on the host.")),
         ("cmdline", text("Kernel command line.")),
+        ("image", text("Image to make it from; see `/v1/images`.")),
+        ("disk_bytes", number("Size of its root disk; the image's own when absent.")),
+        ("ssh_keys", json!({"type": "array", "items": {"type": "string"}})),
+        ("env", json!({"type": "object", "additionalProperties": {"type": "string"}})),
+        ("user_data_base64", text("User data for cloud-init.")),
+        ("entrypoint", json!({"type": "array", "items": {"type": "string"}})),
+        ("cpu", text("CPU profile: host, x86-64-v2, x86-64-v3 or x86-64-v4.")),
         ("host", text("Host to run on; chosen when absent.")),
     ];
     let migrate = [
@@ -30,7 +37,12 @@ fn requests() -> Vec<Schema> {
         ("downtime_budget_us", number("Longest pause to aim for; 10,000 when absent.")),
         ("bandwidth_limit_bytes_per_s", number("Limit of the pre-copy; 0 or absent for none.")),
     ];
+    let stop = [
+        ("force", json!({"type": "boolean", "description": "End it at once."})),
+        ("grace_ms", number("How long the guest has to shut down; 30,000 when absent.")),
+    ];
     vec![
+        ("StopRequest", closed(&stop, &[])),
         ("LaunchRequest", closed(&launch, &["vcpus", "ram_bytes"])),
         ("MigrateRequest", closed(&migrate, &[])),
         ("Nothing", closed(&[], &[])),
@@ -54,6 +66,9 @@ fn machines() -> Vec<Schema> {
         ("kernel", text("Kernel on the host.")),
         ("initrd", nullable(text("Initial RAM disk on the host."))),
         ("cmdline", text("Kernel command line as given.")),
+        ("image", nullable(text("The image it was made from."))),
+        ("disk_bytes", nullable(number("Size of its root disk, if it has one."))),
+        ("cpu", text("CPU profile.")),
         ("created_unix_ms", number("When it was created.")),
         ("started_unix_ms", nullable(number("When its guest was last booted; a move does not change it."))),
         ("uptime_ms", nullable(number("Since then, while it runs."))),

@@ -100,6 +100,7 @@ impl Host {
                 if let Some(machine) = self.machine(incoming.machine) {
                     machine.set_epoch(epoch);
                     machine.set_phase(HostPhase::Running);
+                    self.own_disks(machine.spec());
                     self.arrive(machine);
                 }
                 self.note_change();

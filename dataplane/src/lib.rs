@@ -10,6 +10,7 @@ pub mod doorbell;
 pub mod memory;
 pub mod migrate;
 pub mod net;
+mod pulse;
 pub mod quic;
 pub mod shard;
 pub mod shards;

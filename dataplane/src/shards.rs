@@ -3,37 +3,27 @@
 //! A shard that cannot be started is an error before anything else happens, with what to do about it:
 //! io_uring may be switched off by the system's administrator, and small memlock limits refuse its memory.
 //!
-//! **The pulse.** glommio 0.9 can fall asleep with tasks ready to run: when the system takes the thread off
-//! its core for longer than the preempt timer, right between the arming of that timer and the first task,
-//! the executor sees "time to yield", runs nothing, takes that for "nothing to run" and waits for I/O that
-//! may never come. (Two executors that share a core under load hang for good within minutes.) Two things
-//! keep that harmless. The executor begins with a preempt timer that never fires, and gets the short one
-//! only with the queue that everything runs in. And timers are always armed that end such a sleep: a beat
-//! every [`PULSE`], with a reserve behind it, because the task that would arm the next beat may itself be
-//! among those that were not run. Start executors only through this module.
+//! glommio 0.9 can fall asleep with tasks ready to run. Two things keep that harmless: the executor begins
+//! with a preempt timer that never fires and gets the short one only with the queue that everything runs in,
+//! and the [pulse](crate::pulse) ends such a sleep. Start executors only through this module.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::sync::mpsc;
-use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use glommio::timer::Timer;
 use glommio::{GlommioError, Latency, LocalExecutor, LocalExecutorBuilder, Placement, Shares};
 use rustix::process::{Resource, getrlimit};
 use rustix::thread::sched_getaffinity;
+
+use crate::pulse::Pulse;
 
 /// A task that is not done after this long yields to the others. glommio's own 100 ms would let one busy
 /// task starve the transport for seconds.
 const PREEMPT_TIMER: Duration = Duration::from_millis(1);
 /// In force before the first task runs; never fires.
 const PREEMPT_TIMER_AT_START: Duration = Duration::from_secs(3600);
-/// How many beats in a row may be lost before a shard hangs; losing one is rare already.
-const PULSE_RESERVE: u32 = 16;
-/// Longest sleep of a shard that wrongly thinks it has nothing to do; see the module's description.
-const PULSE: Duration = Duration::from_millis(20);
 /// Each executor registers its memory with three rings, and each of them counts.
 const RINGS: u64 = 3;
 /// Below this glommio has no use for it.
@@ -198,11 +188,11 @@ where
     let (permission, permitted) = mpsc::channel();
     let thread = std::thread::Builder::new()
         .name(format!("shard-{}", seat.index))
-        .spawn(move || match executor(seat) {
+        .spawn(move || match make(seat.index, seat.count, Placement::Fixed(seat.core)) {
             Ok(executor) => {
                 let _ = report.send(Ok(()));
                 permitted.recv().ok()?;
-                Some(run(&executor, main(seat)))
+                Some(run(executor, main(seat)))
             }
             Err(error) => {
                 let _ = report.send(Err(error));
@@ -222,57 +212,42 @@ where
 /// # Panics
 /// When the thread runs an executor already.
 pub fn run_here<T: 'static>(main: impl Future<Output = T> + 'static) -> Result<T, ShardError> {
-    Ok(run(&make(0, 1, Placement::Unbound)?, main))
+    Ok(run(make(0, 1, Placement::Unbound)?, main))
 }
 
-fn executor(seat: ShardSeat) -> Result<LocalExecutor, ShardError> {
-    make(seat.index, seat.count, Placement::Fixed(seat.core))
-}
-
-fn make(shard: usize, count: usize, placement: Placement) -> Result<LocalExecutor, ShardError> {
+fn make(shard: usize, count: usize, placement: Placement) -> Result<(LocalExecutor, Pulse), ShardError> {
     let limit_bytes = getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX);
     let shares = RINGS * 2 * u64::try_from(count).unwrap_or(1);
     let io_memory = (limit_bytes / shares).clamp(IO_MEMORY_MIN, IO_MEMORY_MAX);
-    LocalExecutorBuilder::new(placement)
+    let pulse = Pulse::start().map_err(|source| ShardError::Start { shard, source })?;
+    let executor = LocalExecutorBuilder::new(placement)
         .name("shard")
         .preempt_timer(PREEMPT_TIMER_AT_START)
         .io_memory(usize::try_from(io_memory).unwrap_or(usize::MAX))
         .make()
-        .map_err(|error| explain(shard, limit_bytes, error))
+        .map_err(|error| explain(shard, limit_bytes, error))?;
+    Ok((executor, pulse))
 }
 
 /// Runs `main` in a queue with the short preempt timer, with the pulse beside it.
-fn run<T: 'static>(executor: &LocalExecutor, main: impl Future<Output = T> + 'static) -> T {
+fn run<T: 'static>((executor, pulse): (LocalExecutor, Pulse), main: impl Future<Output = T> + 'static) -> T {
     executor.run(async move {
         let queue = glommio::executor().create_task_queue(
             Shares::default(),
             Latency::Matters(PREEMPT_TIMER),
             "shard",
         );
-        let pulse = glommio::spawn_local(async {
-            loop {
-                beat().await;
-            }
-        });
+        let follower = glommio::spawn_local(pulse.follow());
         let value = match glommio::spawn_local_into(main, queue) {
             Ok(task) => task.await,
             // The queue was made four lines up and nobody can have removed it.
             Err(error) => unreachable!("{error}"),
         };
-        pulse.cancel().await;
+        follower.cancel().await;
+        // While the executor stands: a waker of its tasks must not outlive it.
+        drop(pulse);
         value
     })
-}
-
-/// Arms the next beat and its reserve, and waits for the first of them.
-async fn beat() {
-    let mut beats: Vec<Timer> = (1..=PULSE_RESERVE).map(|n| Timer::new(PULSE * n)).collect();
-    poll_fn(|cx| {
-        let due =
-            beats.iter_mut().filter_map(|beat| Pin::new(beat).poll(cx).is_ready().then_some(())).count();
-        if due > 0 { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
 }
 
 /// Finds out which of the two usual reasons it was.

@@ -1,4 +1,4 @@
-//! The process. Started by `mashined` with a listening Unix socket as descriptor 3, and another one for vsock connections as descriptor 4; ends when asked to, by SIGTERM, or when
+//! The process. With `--probe` it says in one line what this host's KVM can do, and ends. Otherwise started by `mashined` with a listening Unix socket as descriptor 3, and another one for vsock connections as descriptor 4; ends when asked to, by SIGTERM, or when
 //! its event loop cannot go on. It never dies because `mashined` does.
 
 use std::error::Error;
@@ -14,6 +14,10 @@ const CONTROL: RawFd = 3;
 const VSOCK: RawFd = 4;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "--probe") {
+        println!("{}", vmm::kvm::probe::probe());
+        return ExitCode::SUCCESS;
+    }
     let Some(listener) = inherited(CONTROL) else {
         eprintln!(
             "mashine-vmm: descriptor {CONTROL} is no listening Unix socket; this program is started by mashined"

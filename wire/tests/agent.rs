@@ -280,3 +280,20 @@ fn messages_where_they_do_not_belong_end_the_connection() {
     let gone = FromAgent::Failed { code: FailCode::NoSuchSession, detail: String::new() };
     assert!(matches!(client.handle(gone), Ok(Some(News::Ended(Ended::Failed { .. })))));
 }
+
+#[test]
+fn after_exited_the_agent_says_nothing_more() {
+    let mut agent = AgentSession::new(Instant(0));
+    agent.attach([0; 2]).unwrap();
+    for stream in Stream::ALL {
+        agent.end_output(stream);
+    }
+    agent.exited(ExitStatus::Code(0));
+    assert!(matches!(agent.next_message(), Some(FromAgent::Opened { .. })));
+    assert!(matches!(agent.next_message(), Some(FromAgent::Exited { .. })));
+    // Typed before the client knew of the end.
+    agent.handle(ToAgent::Input { offset: 0, bytes: vec![0; 1 << 16] }).unwrap();
+    agent.input_written(1 << 16);
+    agent.handle(ToAgent::Signal { sequence: 1, number: 15 }).unwrap();
+    assert_eq!(agent.next_message(), None);
+}

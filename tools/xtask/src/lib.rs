@@ -10,6 +10,7 @@
 //! * [`bench`]: the benchmarks. [`extras`]: subcommands of cargo that not everybody has.
 //! * [`report`]: what a long command did.
 
+pub mod ability;
 pub mod bench;
 pub mod check;
 pub mod command;

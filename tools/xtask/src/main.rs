@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use xtask::ability::Ability;
 use xtask::fleet::layout::FleetName;
 use xtask::fleet::{self, Fleet, Plan};
 use xtask::lab::{self, Lab};
@@ -27,7 +28,13 @@ enum Task {
     /// Everything that can be tested on this machine; a table at the end says what ran.
     Test,
     /// Live-migrate a busy machine between two hosts on this machine, watched from all sides.
-    Demo(demo::Options),
+    Demo {
+        /// Tell the Linux story instead (as `cargo xtask lab demo`): between namespaces where this machine's own KVM is complete, else in the lab.
+        #[arg(long)]
+        linux: bool,
+        #[command(flatten)]
+        options: demo::Options,
+    },
     /// Bring up a control plane and hosts on this machine, and leave them up.
     Up(Up),
     /// Take a fleet down, whatever is left of it.
@@ -99,7 +106,8 @@ fn run(task: Task) -> Result<bool> {
         Task::Setup => set_up(),
         Task::Check => Ok(reported(check::run)),
         Task::Test => test::run(),
-        Task::Demo(options) => demonstrate(&options),
+        Task::Demo { linux: false, options } => demonstrate(&options),
+        Task::Demo { linux: true, options } => tell(&linux_story(&options), Place::Probed),
         Task::Up(up) => bring_up(up),
         Task::Down(which) => take_down(&which.fleet),
         Task::Lab(task) => lab_task(task),
@@ -140,7 +148,13 @@ fn demonstrate(options: &demo::Options) -> Result<bool> {
     let json = options.json;
     // Data goes to stdout, and with --json the data is the object.
     let say = |line: &str| if json { eprintln!("{line}") } else { println!("{line}") };
-    let shown = prepare().and_then(|binaries| demo::run(options, binaries, &say));
+    let shown = prepare().and_then(|binaries| {
+        match Ability::of(&binaries.mashine_vmm)? {
+            Ability::Complete => say("this machine's KVM is complete: Linux moves with --linux, here the test guest does"),
+            less => say(&format!("{less}: the test guest moves here; Linux moves with --linux, in the lab")),
+        }
+        demo::run(options, binaries, &say)
+    });
     if json {
         // Programs get their object also when the demo could not begin.
         let unbegun = demo::DemoResult { dirty_pages_per_s: options.dirty, ..demo::DemoResult::default() };
@@ -184,7 +198,7 @@ fn lab_task(task: lab::options::Task) -> Result<bool> {
         Task::Up(options) => lab_up(options),
         Task::Run { host, command } => lab::run(&host, &command).map(|code| code == 0),
         Task::Down => lab_down(),
-        Task::Demo(options) => tell_in_lab(&options),
+        Task::Demo(options) => tell(&options, Place::Lab),
         Task::DemoSkeleton(options) => {
             let ready = lab::prepare()?;
             lab::demo::run(&options, ready).map(|()| true)
@@ -192,12 +206,41 @@ fn lab_task(task: lab::options::Task) -> Result<bool> {
     }
 }
 
-fn tell_in_lab(options: &story::Options) -> Result<bool> {
+/// Where the Linux story is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Lab,
+    /// Between namespaces if the machine's own KVM is complete, else in the lab.
+    Probed,
+}
+
+/// The story with what was said for the demo. Its own options are those of `cargo xtask lab demo`.
+fn linux_story(options: &demo::Options) -> story::Options {
+    story::Options {
+        memory: None,
+        migrations: Some(options.migrations),
+        image: None,
+        vcpus: None,
+        short: false,
+        json: options.json,
+    }
+}
+
+fn tell(options: &story::Options, place: Place) -> Result<bool> {
     let json = options.json;
     let say = |line: &str| if json { eprintln!("{line}") } else { println!("{line}") };
-    let told = story::packages(options)
-        .and_then(|()| lab::prepare())
-        .map(|ready| story::in_lab(options, ready, &say));
+    let told = story::packages(options).and_then(|()| {
+        if place == Place::Probed {
+            let binaries = repository::build()?;
+            let ability = Ability::of(&binaries.mashine_vmm)?;
+            if ability == Ability::Complete {
+                say(&format!("{ability}: Linux moves between namespaces on it"));
+                return Ok(story::in_fleet(options, &prepare()?, &say));
+            }
+            say(&format!("{ability}: Linux moves between emulated hosts, the lab"));
+        }
+        Ok(story::in_lab(options, lab::prepare()?, &say))
+    });
     if json {
         // Programs get their object also when the story could not begin.
         let unbegun = story::StoryResult::default();

@@ -49,24 +49,32 @@ impl Suite<'_> {
 }
 
 /// Counts tests in the output of `cargo test` or cargo-nextest.
+///
+/// The output of cargo-nextest has that of each test program within it: where its summary is, the results of the programs are not counted again.
 fn count(watched: &Watched, limit: Duration) -> Outcome {
-    let mut outcome = Outcome::default();
+    let mut programs = Outcome::default();
+    let mut summary = None;
+    let mut skipped = 0;
     let mut reasons = BTreeSet::new();
     for line in watched.lines.iter().map(|line| line.trim_start()) {
         if let Some(rest) = line.strip_prefix("test result:") {
-            outcome.passed += number_before(rest, " passed");
-            outcome.failed += number_before(rest, " failed");
-            outcome.skipped += number_before(rest, " ignored");
+            programs.passed += number_before(rest, " passed");
+            programs.failed += number_before(rest, " failed");
+            programs.skipped += number_before(rest, " ignored");
         } else if line.starts_with("Summary [") {
-            outcome.passed += number_before(line, " passed");
-            outcome.failed += number_before(line, " failed") + number_before(line, " timed out");
+            let summary: &mut Outcome = summary.get_or_insert_default();
+            summary.passed += number_before(line, " passed");
+            summary.failed += number_before(line, " failed") + number_before(line, " timed out");
         } else if let Some(why) = line.strip_prefix(SKIP_MARK) {
-            outcome.passed = outcome.passed.saturating_sub(1);
-            outcome.skipped += 1;
+            skipped += 1;
             reasons.insert(why.to_owned());
         }
     }
-    outcome.note = reasons.into_iter().collect::<Vec<_>>().join("; ");
+    let mut outcome = summary.unwrap_or(programs);
+    outcome.passed = outcome.passed.saturating_sub(skipped);
+    outcome.skipped += skipped;
+    let failures = failures(&watched.lines);
+    outcome.note = failures.into_iter().chain(reasons).collect::<Vec<_>>().join("; ");
     if watched.timed_out {
         outcome.note = format!("not done within {limit:?}");
     } else if !watched.succeeded && outcome.failed == 0 {
@@ -76,6 +84,29 @@ fn count(watched: &Watched, limit: Duration) -> Outcome {
         outcome.failed = 1;
     }
     outcome
+}
+
+/// The names of the tests that failed.
+fn failures(lines: &[String]) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let mut listed = false;
+    for line in lines {
+        let name = line.trim_start();
+        // cargo-nextest: `FAIL [   0.202s] ( 18/487) package::program test`.
+        if let Some((_, name)) = ["FAIL [", "TIMEOUT [", "ABORT ["]
+            .iter()
+            .find_map(|mark| name.strip_prefix(mark))
+            .and_then(|rest| rest.split_once("] "))
+        {
+            names.insert(name.rsplit(") ").next().unwrap_or(name).to_owned());
+        }
+        // cargo test: the names stand indented below `failures:`, which also opens the part with their output.
+        listed = line == "failures:" || (listed && line.starts_with("    ") && !name.contains(' '));
+        if listed && line != "failures:" {
+            names.insert(name.to_owned());
+        }
+    }
+    names
 }
 
 /// The number that stands directly before `word`; 0 if there is none.
@@ -108,6 +139,25 @@ mod tests {
             "     Summary [   0.005s] 13 tests run: 10 passed (1 slow), 2 failed, 1 timed out, 4 skipped";
         let outcome = count(&watched(text, false), Duration::ZERO);
         assert_eq!((outcome.passed, outcome.failed, outcome.skipped), (10, 3, 0));
+    }
+
+    #[test]
+    fn what_nextest_shows_of_its_programs_is_not_counted_again() {
+        let text = "  PASS [   0.125s] (1/3) a::b good\nSKIPPED: no kernel\n\
+                    test result: ok. 1 passed; 0 failed; 0 ignored\n\
+                    failures:\n    bad_one\n\ntest result: FAILED. 0 passed; 1 failed; 0 ignored\n\
+                    \x20    Summary [   0.005s] 3 tests run: 2 passed, 1 failed, 1 skipped\n\
+                    \x20       FAIL [   0.202s] (2/3) a::b bad_one";
+        let outcome = count(&watched(text, false), Duration::ZERO);
+        assert_eq!((outcome.passed, outcome.failed, outcome.skipped), (1, 1, 1));
+        assert_eq!(outcome.note, "a::b bad_one; bad_one; no kernel");
+    }
+
+    #[test]
+    fn failed_tests_are_named() {
+        let text = "failures:\n\n---- broken stdout ----\nfailures:\n    broken\n    lost::too\n\n    not this";
+        let names = failures(&watched(text, false).lines);
+        assert_eq!(names.into_iter().collect::<Vec<_>>(), ["broken", "lost::too"]);
     }
 
     #[test]

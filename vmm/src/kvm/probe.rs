@@ -4,6 +4,7 @@
 //! an emulator that does not know every instruction. What they can do is found out by doing it; no module's name and no CPU flag says it as reliably. The
 //! probe takes some 10 ms, and the answer does not change while the host runs.
 
+use std::fmt;
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::os::unix::fs::FileExt;
@@ -31,6 +32,17 @@ impl Ability {
     /// Whether unmodified operating systems run.
     pub const fn is_complete(&self) -> bool {
         matches!(self, Self::Complete)
+    }
+}
+
+impl fmt::Display for Ability {
+    /// What `mashine-vmm --probe` prints: a word, and what is missing.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Complete => write!(f, "complete"),
+            Self::Ring3Only(why) => write!(f, "ring-3-only: {why}"),
+            Self::None(why) => write!(f, "none: {why}"),
+        }
     }
 }
 

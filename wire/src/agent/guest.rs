@@ -189,6 +189,10 @@ impl AgentSession {
                 signals_received: self.signals,
             });
         }
+        // `Exited` is the last word on a connection; input that comes after it is not acknowledged any more.
+        if self.exit.is_some() && !self.exit_due {
+            return None;
+        }
         if std::mem::take(&mut self.signal_ack_due) {
             return Some(FromAgent::SignalAck { sequence: self.signals });
         }

@@ -175,7 +175,9 @@ impl Run {
             assert!(self.script.close_at.is_some(), "the agent closed the connection");
             return true;
         }
-        while let Some(message) = self.wire.as_mut().and_then(Wire::take) {
+        while self.session.ended().is_none()
+            && let Some(message) = self.wire.as_mut().and_then(Wire::take)
+        {
             // Connections that were closed just now still count for a moment.
             if matches!(message, FromAgent::Failed { code: FailCode::TooManyConnections, .. }) {
                 self.session.handle(message).unwrap_err();

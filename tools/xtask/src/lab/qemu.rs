@@ -41,7 +41,7 @@ pub(super) fn arguments(lab: &FleetName, host: &Host, common: &Common) -> Vec<St
     let pairs = [
         ("-M", "q35".to_owned()),
         ("-accel", format!("tcg,thread=multi,tb-size={TRANSLATED_MIB}")),
-        ("-cpu", "max,+svm,+npt".to_owned()),
+        ("-cpu", "max,+svm,+npt,-la57".to_owned()),
         ("-smp", CPUS.to_string()),
         ("-m", common.ram_mib.to_string()),
         ("-display", "none".to_owned()),
@@ -121,7 +121,7 @@ mod tests {
     fn the_processor_is_emulated_with_complete_virtualisation() {
         let line = for_host_b().join(" ");
         assert!(
-            line.contains("-accel tcg,thread=multi,tb-size=1024 -cpu max,+svm,+npt -smp 2 -m 3072"),
+            line.contains("-accel tcg,thread=multi,tb-size=1024 -cpu max,+svm,+npt,-la57 -smp 2 -m 3072"),
             "{line}"
         );
         assert!(!line.contains("kvm,") && !line.contains("accel kvm"), "{line}");

@@ -4,6 +4,7 @@
 //! * [`daemon`]: commands, files, clock and news of the guest for the host, over vsock.
 //! * [`archive`]: files and directories as a tar stream; used by both ends of `mashines cp`.
 //! * [`users`]: who is who, from `/etc/passwd` and `/etc/group` (a static program has no NSS). * [`log`]: the kernel's log.
+//! * [`power`]: the power button.
 //!
 //! There is no async runtime and there are no threads: one loop around `poll` serves everything, and so `fork` is safe.
 
@@ -11,4 +12,5 @@ pub mod archive;
 pub mod daemon;
 pub mod init;
 pub mod log;
+pub mod power;
 pub mod users;

@@ -15,6 +15,7 @@ pub mod session;
 pub mod spawn;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -25,6 +26,7 @@ use wire::units::Instant;
 
 use self::connection::{Broken, Connection, Use};
 use self::session::{Interest, Leftover, Session};
+use crate::power;
 
 /// Most connections at once.
 pub const CONNECTIONS_MAX: usize = 64;
@@ -40,6 +42,8 @@ pub struct Daemon {
     sessions: BTreeMap<SessionId, Session>,
     /// Programs whose session was closed, and when they are killed.
     leftovers: Vec<(Leftover, Instant)>,
+    /// Input devices that may be the power button.
+    buttons: Vec<File>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +51,7 @@ enum Source {
     Listener,
     Connection(u64),
     Session(SessionId, Interest),
+    Button(usize),
     Leftover,
 }
 
@@ -61,7 +66,8 @@ impl Daemon {
     /// An agent that serves the connections of `listener`, which does not block.
     pub fn new(listener: OwnedFd) -> Self {
         let (connections, sessions) = (BTreeMap::new(), BTreeMap::new());
-        Self { listener, connections, next_connection: 0, sessions, leftovers: Vec::new() }
+        let (leftovers, buttons) = (Vec::new(), Vec::new());
+        Self { listener, connections, next_connection: 0, sessions, leftovers, buttons }
     }
 
     /// Serves for ever.
@@ -81,6 +87,7 @@ impl Daemon {
                             session.ready(interest, now);
                         }
                     }
+                    Source::Button(place) => self.button(place),
                     Source::Leftover => {}
                 }
             }
@@ -106,6 +113,10 @@ impl Daemon {
                 fds.push(PollFd::from_borrowed_fd(fd, flags));
             }
         }
+        for (place, button) in self.buttons.iter().enumerate() {
+            sources.push(Source::Button(place));
+            fds.push(PollFd::new(button, PollFlags::IN));
+        }
         for (leftover, _) in &self.leftovers {
             sources.push(Source::Leftover);
             fds.push(PollFd::from_borrowed_fd(leftover.as_fd(), PollFlags::IN));
@@ -126,6 +137,15 @@ impl Daemon {
         let us = first.us_since(now()).saturating_add(1000);
         let seconds = i64::try_from(us / 1_000_000).unwrap_or(i64::MAX);
         Some(Timespec { tv_sec: seconds, tv_nsec: i64::try_from(us % 1_000_000).unwrap_or(0) * 1000 })
+    }
+
+    fn button(&mut self, place: usize) {
+        match self.buttons.get(place).map(power::is_pressed) {
+            Some(Ok(true)) => requests::power_button_pressed(),
+            // Out of order, and so out of the list: it would be ready for ever.
+            Some(Err(_)) => drop(self.buttons.swap_remove(place)),
+            Some(Ok(false)) | None => {}
+        }
     }
 
     fn accept(&mut self) {
@@ -316,6 +336,10 @@ impl Daemon {
 /// # Errors
 /// When it cannot listen, or the kernel refuses `poll`.
 pub fn serve(address: &listen::Address) -> io::Result<()> {
-    let listener = listen::listen(address)?;
-    Daemon::new(listener).run()
+    let mut daemon = Daemon::new(listen::listen(address)?);
+    // Only in a guest: on another machine the button is none of our business.
+    if matches!(address, listen::Address::Vsock(_)) {
+        daemon.buttons = power::buttons();
+    }
+    daemon.run()
 }

@@ -90,8 +90,7 @@ fn shut_down(reboot: bool) -> io::Result<()> {
         ("poweroff", rustix::process::Signal::TERM)
     };
     let mut ways = ["/sbin", "/bin", "/usr/sbin", "/usr/bin"].iter().map(|place| format!("{place}/{word}"));
-    let init = fs::read_link("/proc/1/exe").unwrap_or_default();
-    let ours = fs::read_link("/proc/self/exe").is_ok_and(|own| own == init);
+    let ours = is_init_ours();
     match ways.find(|path| fs::metadata(path).is_ok()).filter(|_| !ours) {
         Some(path) => {
             let mut command = Command::new(path);
@@ -101,6 +100,22 @@ fn shut_down(reboot: bool) -> io::Result<()> {
         }
         None if ours => Ok(rustix::process::kill_process(rustix::process::Pid::INIT, signal)?),
         None => Err(io::Error::other("this image has no poweroff or reboot program")),
+    }
+}
+
+/// Whether the first process is our own program.
+fn is_init_ours() -> bool {
+    let init = fs::read_link("/proc/1/exe").unwrap_or_default();
+    fs::read_link("/proc/self/exe").is_ok_and(|own| own == init)
+}
+
+/// The power button was pressed: ends the guest, unless the image's own services or our own first process do.
+pub fn power_button_pressed() {
+    if crate::power::is_seen_to() || is_init_ours() {
+        return;
+    }
+    if let Err(error) = shut_down(false) {
+        crate::say!("the power button was pressed, but {error}");
     }
 }
 

@@ -3,8 +3,8 @@
 //! SIGTERM and the power button power off, SIGINT (Ctrl-Alt-Del) restarts; so does the entrypoint's end: the guest is its program.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::fs::{self, OpenOptions};
+use std::io;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -15,14 +15,10 @@ use signal_hook::iterator::Signals;
 
 use super::config::Config;
 use crate::daemon::spawn;
-use crate::say;
+use crate::{power, say};
 
 /// How long programs have to end by themselves.
 const GRACE: Duration = Duration::from_secs(5);
-/// `struct input_event` on 64-bit Linux: time, type, code, value.
-const INPUT_EVENT_BYTES: usize = 24;
-const KEY_EVENT: u16 = 1;
-const POWER_KEY: u16 = 116;
 
 /// Runs until the guest ends.
 pub fn run(config: &Config, stay: bool) -> ! {
@@ -101,13 +97,10 @@ fn begin(config: &Config) -> io::Result<Option<Child>> {
 
 /// Turns the power button into SIGTERM for ourselves.
 fn watch_power_button() {
-    for entry in fs::read_dir("/dev/input").into_iter().flatten().flatten() {
-        let Ok(mut device) = File::open(entry.path()) else { continue };
+    for button in power::buttons() {
         std::thread::spawn(move || {
-            let mut event = [0; INPUT_EVENT_BYTES];
-            while device.read_exact(&mut event).is_ok() {
-                let word = |at: usize| u16::from_le_bytes([event[at], event[at + 1]]);
-                if word(16) == KEY_EVENT && word(18) == POWER_KEY && word(20) == 1 {
+            while let Ok(pressed) = power::is_pressed(&button) {
+                if pressed {
                     let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::TERM);
                 }
             }

@@ -33,6 +33,14 @@ pub fn mount_basics() {
         ("proc", "/proc", "proc", plain, ""),
         ("sysfs", "/sys", "sysfs", plain, ""),
         ("devtmpfs", "/dev", "devtmpfs", device, "mode=0755"),
+        // The agent opens terminals from its first moment on, which is before the image's init mounts anything.
+        (
+            "devpts",
+            "/dev/pts",
+            "devpts",
+            MountFlags::NOSUID | MountFlags::NOEXEC,
+            "gid=5,mode=620,ptmxmode=000",
+        ),
         ("tmpfs", "/run", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, "mode=0755"),
     ];
     for (what, place, kind, flags, options) in all {
@@ -46,12 +54,10 @@ pub fn mount_basics() {
     }
 }
 
-/// Terminals and shared memory, for images whose init does not mount them.
+/// Shared memory and control groups, for images that have no init to mount them.
 pub fn mount_rest() {
-    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
     let shared = MountFlags::NOSUID | MountFlags::NODEV;
     for (what, place, kind, flags, options) in [
-        ("devpts", "/dev/pts", "devpts", flags, "gid=5,mode=620,ptmxmode=000"),
         ("tmpfs", "/dev/shm", "tmpfs", shared, "mode=1777"),
         ("cgroup2", "/sys/fs/cgroup", "cgroup2", shared, ""),
     ] {

@@ -16,5 +16,5 @@ mod running;
 pub(crate) mod services;
 pub(crate) mod state;
 
-pub use running::{Fleet, Plan, down, give_api_to, is_up, url};
+pub use running::{Fleet, Plan, down, give_api_to, images, is_up, url};
 pub(crate) use running::{clear, make_certificates};

@@ -1,6 +1,7 @@
 //! Bringing a fleet up and taking it down.
 
 use std::fs::File;
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -209,6 +210,11 @@ impl Drop for Fleet {
             eprintln!("taking the fleet `{}` down: {error:#}", self.plan.name);
         }
     }
+}
+
+/// Where images are, for us and for the control planes that we start: they inherit the variable.
+pub fn images() -> PathBuf {
+    std::env::var_os("MASHINES_IMAGES").map_or_else(|| "/var/lib/mashines/images".into(), PathBuf::from)
 }
 
 /// Value of `MASHINES_URL` that reaches the fleet from any shell on this machine. No token: the socket's file mode guards it.

@@ -78,14 +78,15 @@ pub fn demonstrate(lab: &Lab, tell: &dyn Fn(&str)) -> Result<()> {
     tell(&format!("guest filled {} pages and rewrites {DIRTY} a second", populated.pages));
 
     let echo = Echo::start(guest::connect(&client, machine.ip4, ECHO_PORT)?)?;
-    for target in ["host-b", "host-a"] {
+    let moved = ["host-b", "host-a"].into_iter().try_for_each(|target| {
         signals::check()?;
-        migrate(lab, target, &mut commands, &echo, tell)?;
-    }
+        migrate(lab, target, &mut commands, &echo, tell)
+    });
     let verdict = echo.finish();
     if let Some(why) = verdict.broken {
         bail!("the echo connection broke: {why}");
     }
+    moved?;
     let after: Status = commands.ask("status")?;
     if after.boot_id != before.boot_id || after.uptime_us <= before.uptime_us {
         bail!("the guest booted again, or its uptime went back: {before:?}, {after:?}");

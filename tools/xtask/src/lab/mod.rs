@@ -29,6 +29,7 @@ pub mod options;
 mod prepare;
 mod qemu;
 mod running;
+mod seed;
 mod shell;
 mod tsc;
 

@@ -37,6 +37,9 @@ pub struct Options {
     /// RAM of each host. Machines get what the host does not need itself.
     #[arg(long, default_value = "3G")]
     pub ram: Ram,
+    /// Image that the hosts have from the start; others they fetch when a machine needs them, which takes them minutes.
+    #[arg(long = "image", value_name = "NAME")]
+    pub images: Vec<String>,
 }
 
 /// RAM of a lab host.

@@ -13,6 +13,7 @@ use super::options::Options;
 use super::prepare::Ready;
 use super::qemu::{self, Common};
 use super::shell::Shell;
+use super::seed::Seed;
 use super::{initramfs, layout, network, tsc};
 use crate::fleet::layout::{FleetName, Host};
 use crate::fleet::processes::{self, Service};
@@ -89,7 +90,8 @@ impl Lab {
         }
         self.shell.make_keys()?;
         initramfs::write(&self.plan.ready.kernel, &self.initramfs())?;
-        self.hosts.iter().try_for_each(|host| make_disk(&layout::disk(host)))?;
+        let seed = Seed::lay(layout::disks_dir().join("seed"), &fleet::images(), &self.plan.options.images)?;
+        self.hosts.iter().try_for_each(|host| make_disk(&layout::disk(host), &seed))?;
         network::create(&self.name, &self.hosts)
     }
 
@@ -265,15 +267,15 @@ impl Drop for Lab {
     }
 }
 
-/// Makes the file behind a host's disk: large, and empty but for a file system.
-fn make_disk(path: &Path) -> Result<()> {
+/// Makes the file behind a host's disk: large, with a file system that has nothing but the seed.
+fn make_disk(path: &Path, seed: &Seed) -> Result<()> {
     let file = File::create(path).with_context(|| format!("making {}", path.display()))?;
     file.set_len(DISK_BYTES).with_context(|| format!("sizing {}", path.display()))?;
     // A lab's disk lives for an hour: no journal, no reserve, tables when they are needed.
     let options = ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard"];
     let mkfs =
         command::locate("mkfs.ext4").ok_or_else(|| anyhow!("there is no mkfs.ext4: install e2fsprogs"))?;
-    command::read(Command::new(mkfs).args(options).arg(path)).map(drop)
+    command::read(Command::new(mkfs).args(options).arg("-d").arg(seed.path()).arg(path)).map(drop)
 }
 
 /// Whether the lab was brought up completely and its hosts and control plane live.

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use super::copies;
 use super::facts::Facts;
 use super::pgbench::{self, Pgbench};
 use super::result::{Migration, Options, StoryResult};
 use super::services::{self, Abilities};
 use super::session::{COUNT, Session};
 use super::site::{self, Guest, Site};
-use crate::{command, signals};
+use crate::{command, fleet, signals};
 
 /// The machine's name.
 const MACHINE: &str = "story";
@@ -136,6 +137,9 @@ fn live(
     faults: &mut Vec<String>,
 ) -> Result<()> {
     let abilities = if options.short { Abilities::default() } else { Abilities::of(guest)? };
+    if !options.short && !abilities.missing().is_empty() {
+        bail!("the image lacks {}; without --short the story needs them", abilities.missing().join(", "));
+    }
     let mut load = begin(site, guest, &abilities, say)?;
     let first = guest.facts()?;
     result.kernel.clone_from(&first.kernel);
@@ -168,7 +172,8 @@ fn live(
 
 /// Opens the sessions and starts the services that the image has.
 fn begin(site: &Site, guest: &Guest, abilities: &Abilities, say: &dyn Fn(&str)) -> Result<Load> {
-    let enter = Session::counting("enter", &mut guest.enter(), &format!("{COUNT}\n"))?;
+    // A prompt may stand on the line before the first number.
+    let enter = Session::counting_in_terminal("enter", &mut guest.enter(), &format!("echo; {COUNT}\n"))?;
     enter.arrival_after(Instant::now(), site.patience(SILENCE_LIMIT))?;
     say("a session in a terminal counts");
     let (mut ssh, echo) = if abilities.ssh {
@@ -184,6 +189,8 @@ fn begin(site: &Site, guest: &Guest, abilities: &Abilities, say: &dyn Fn(&str)) 
         ssh.arrival_after(Instant::now(), site.patience(SILENCE_LIMIT))?;
         say("an ssh session counts, another echoes");
     }
+    copies::there_and_back(guest, &site.name.state_dir(), abilities.ssh)?;
+    say("files went in and came back as they were");
     if let Some(engine) = abilities.containers {
         services::start_container(guest, engine, &site.name.state_dir())?;
         say(&format!("{engine} runs a container of an image that was made here"));
@@ -310,7 +317,7 @@ pub fn provide_image(mashines: &Path, agent: &Path, options: &Options, say: &dyn
     }
     let (name, recipe) =
         if options.short { ("lab-busybox", &BUSYBOX[..]) } else { ("lab-debian-12", &DEBIAN[..]) };
-    let images = super::images();
+    let images = fleet::images();
     let made = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
     let image = made(&images.join("images").join(format!("{name}.json")));
     if image.is_some() && image >= made(agent) {

@@ -4,6 +4,7 @@
 //! pgbench, a container, an ssh session, a session in a terminal: all of it goes on, and what the guest says about itself (boot id,
 //! uptime, every process, kernel messages) is compared. With `--short` the machine is a busybox, one command runs in it and it moves once.
 
+mod copies;
 mod facts;
 mod flow;
 mod pgbench;
@@ -12,14 +13,14 @@ mod services;
 mod session;
 mod site;
 
-use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 pub use result::{Migration, Options, StoryResult};
 
 use crate::fleet::layout::FleetName;
+use crate::fleet::leaks::Baseline;
 use crate::fleet::{self, Fleet};
 use crate::lab::{self, Lab};
 use crate::repository::Binaries;
@@ -33,11 +34,6 @@ const LAB_RAM: (&str, &str) = ("4G", "2G");
 const RAM_LIMIT: &str = "3G";
 /// Name of the fleet of namespaces.
 const FLEET: &str = "story";
-
-/// Where images are, for us and for the control planes that we start: they inherit the variable.
-pub fn images() -> PathBuf {
-    std::env::var_os("MASHINES_IMAGES").map_or_else(|| "/var/lib/mashines/images".into(), PathBuf::from)
-}
 
 /// Installs what clients of the story need.
 ///
@@ -53,9 +49,11 @@ pub fn packages(options: &Options) -> Result<()> {
 
 /// Tells the story in a lab of its own, and takes that down. An error is printed and in the result, which tells how far it came.
 pub fn in_lab(options: &Options, ready: lab::Ready, say: &dyn Fn(&str)) -> StoryResult {
-    tell(options, &ready.binaries.clone(), say, |timeline| {
+    tell(options, &ready.binaries.clone(), say, |timeline, image| {
         let ram = if options.short { LAB_RAM.1 } else { LAB_RAM.0 }.parse()?;
-        let lab = Lab::up(lab::Plan { options: lab::options::Options { hosts: 2, ram }, ready }, timeline)?;
+        // The short form has its small image fetched by the hosts.
+        let images = if options.short { Vec::new() } else { vec![image.to_owned()] };
+        let lab = Lab::up(lab::Plan { options: lab::options::Options { hosts: 2, ram, images }, ready }, timeline)?;
         timeline("the lab is up and both hosts have joined");
         Ok((lab.name().clone(), EMULATED_SLOWNESS, move || lab.down()))
     })
@@ -63,7 +61,7 @@ pub fn in_lab(options: &Options, ready: lab::Ready, say: &dyn Fn(&str)) -> Story
 
 /// Tells the story in a fleet of namespaces, on this machine's own KVM, which must be complete.
 pub fn in_fleet(options: &Options, binaries: &Binaries, say: &dyn Fn(&str)) -> StoryResult {
-    tell(options, binaries, say, |timeline| {
+    tell(options, binaries, say, |timeline, _| {
         let name: FleetName = FLEET.parse()?;
         let plan = fleet::Plan {
             name: name.clone(),
@@ -81,17 +79,18 @@ fn tell<Down: FnOnce() -> Result<()>>(
     options: &Options,
     binaries: &Binaries,
     say: &dyn Fn(&str),
-    up: impl FnOnce(&dyn Fn(&str)) -> Result<(FleetName, u32, Down)>,
+    up: impl FnOnce(&dyn Fn(&str), &str) -> Result<(FleetName, u32, Down)>,
 ) -> StoryResult {
     let begun = Instant::now();
     let timeline = |what: &str| say(&format!("{:>7.2} s  {what}", begun.elapsed().as_secs_f64()));
     let mut result = StoryResult::default();
     let mut faults = Vec::new();
     let all = || -> Result<()> {
+        let baseline = Baseline::take();
         let image = flow::provide_image(&binaries.mashines, &binaries.agent, options, &timeline)?;
-        let (name, slowness, down) = up(&timeline)?;
+        let (name, slowness, down) = up(&timeline, &image)?;
         let site = site::Site {
-            name,
+            name: name.clone(),
             mashines: binaries.mashines.clone(),
             hosts: ["host-a".to_owned(), "host-b".to_owned()],
             slowness,
@@ -99,7 +98,9 @@ fn tell<Down: FnOnce() -> Result<()>>(
         let told = flow::tell(&site, options, &image, &timeline, &mut result, &mut faults);
         let ended = down().context("taking everything down");
         timeline("taken down");
-        told.and(ended)
+        let left = baseline.leaks(&name);
+        told.and(ended)?;
+        if left.is_empty() { Ok(()) } else { bail!("left behind: {}", left.join(", ")) }
     };
     if let Err(error) = all() {
         faults.push(format!("{error:#}"));

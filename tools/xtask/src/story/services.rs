@@ -37,6 +37,16 @@ impl Abilities {
         Ok(Self::parse(&guest.run(LOOK)?))
     }
 
+    /// What the long form needs and the guest lacks.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let needs = [
+            ("an ssh server", self.ssh),
+            ("PostgreSQL", self.postgresql),
+            ("docker or podman", self.containers.is_some()),
+        ];
+        needs.into_iter().filter_map(|(what, there)| (!there).then_some(what)).collect()
+    }
+
     fn parse(text: &str) -> Self {
         let has = |program: &str| text.lines().any(|line| line.trim() == program);
         Self {
@@ -123,6 +133,8 @@ mod tests {
         let abilities = Abilities::parse("sshd\npg_ctlcluster\r\npodman\n");
         assert!(abilities.ssh && abilities.postgresql);
         assert_eq!(abilities.containers, Some("podman"));
+        assert!(abilities.missing().is_empty());
         assert_eq!(Abilities::parse(""), Abilities::default());
+        assert_eq!(Abilities::parse("sshd\ndocker").missing(), ["PostgreSQL"]);
     }
 }

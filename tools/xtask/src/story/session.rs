@@ -6,13 +6,15 @@
 //!
 //! What is no number before the first number is the greeting of a shell or a terminal, and passed over.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::fs::{Mode, OFlags};
 
 use crate::{command, signals};
 
@@ -57,6 +59,26 @@ impl Session {
         let seen = Arc::<Mutex<Seen>>::default();
         let thread = watch(name, &seen, move |seen| listen(output, seen))?;
         Ok(Self { name, child, seen, _input: Some(input), thread: Some(thread) })
+    }
+
+    /// As [`Session::counting`], with a program that wants a terminal.
+    ///
+    /// # Errors
+    /// When there is no terminal, or its program cannot be started.
+    pub fn counting_in_terminal(name: &'static str, program: &mut Command, typed: &str) -> Result<Self> {
+        let (mut ours, theirs) = terminal().context("making a terminal")?;
+        let shown = command::shown(program);
+        let end = || theirs.try_clone().context("sharing a terminal");
+        program.stdin(end()?).stdout(end()?).stderr(end()?);
+        let child = program.spawn().with_context(|| format!("starting `{shown}`"));
+        // The command holds the other end open, and so it would never be seen to close.
+        program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        drop(theirs);
+        let child = child?;
+        ours.write_all(typed.as_bytes()).with_context(|| format!("typing into the {name} session"))?;
+        let seen = Arc::<Mutex<Seen>>::default();
+        let thread = watch(name, &seen, move |seen| listen(ours, seen))?;
+        Ok(Self { name, child, seen, _input: None, thread: Some(thread) })
     }
 
     /// Opens one whose guest sends back what it gets.
@@ -132,13 +154,26 @@ fn start(program: &mut Command) -> Result<(Child, ChildStdin, ChildStdout)> {
     let mut child = program
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        // What it says when it breaks is for whoever looks.
+        .stderr(Stdio::inherit())
         .spawn()
         .with_context(|| format!("starting `{shown}`"))?;
     match (child.stdin.take(), child.stdout.take()) {
         (Some(input), Some(output)) => Ok((child, input, output)),
         _ => bail!("no pipes to `{shown}`"),
     }
+}
+
+/// A new terminal: our end and the program's.
+fn terminal() -> io::Result<(File, File)> {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    grantpt(&ours)?;
+    unlockpt(&ours)?;
+    let name = ptsname(&ours, Vec::new())?;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let theirs = rustix::fs::open(name.as_c_str(), flags, Mode::empty())?;
+    Ok((ours.into(), theirs.into()))
 }
 
 fn watch(
@@ -161,18 +196,25 @@ fn listen(output: impl Read, seen: &Mutex<Seen>) -> Result<()> {
     let mut lines = BufReader::new(output);
     let mut last: Option<u64> = None;
     let mut greeting = 0;
+    let mut said = String::new();
     while let Some(line) = next_line(&mut lines)? {
         match (line.parse::<u64>(), last) {
             (Ok(0), None) => {}
             (Ok(number), Some(last)) if number == last + 1 => {}
             (_, None) if greeting < GREETING_LINES_MAX => {
                 greeting += 1;
+                if !line.is_empty() {
+                    said = line;
+                }
                 continue;
             }
             _ => bail!("after {last:?} came {line:?}"),
         }
         last = line.parse().ok();
         arrived(seen);
+    }
+    if last.is_none() && !said.is_empty() {
+        bail!("it ended, and said: {said}");
     }
     Ok(())
 }
@@ -195,7 +237,11 @@ fn converse(mut input: impl Write, output: impl Read, seen: &Mutex<Seen>) -> Res
 /// The next line without its end; `None` at the end of the stream.
 fn next_line(lines: &mut impl BufRead) -> Result<Option<String>> {
     let mut line = Vec::new();
-    lines.take(LINE_BYTES_MAX).read_until(b'\n', &mut line).context("receiving")?;
+    match lines.take(LINE_BYTES_MAX).read_until(b'\n', &mut line) {
+        // A terminal's way to say that nobody is at its other end.
+        Err(error) if error.raw_os_error() == Some(libc::EIO) => return Ok(None),
+        read => read.context("receiving")?,
+    };
     if line.is_empty() {
         return Ok(None);
     }
@@ -238,6 +284,9 @@ mod tests {
         let begun = Instant::now();
         let after = echo.arrival_after(begun, Duration::from_secs(10)).unwrap();
         assert!(echo.gap_us_max(begun, after).is_some() && echo.verdict().0.is_ok());
+
+        let typed = Session::counting_in_terminal("terminal", &mut Command::new("sh"), "echo; test -t 0 && echo 0\n").unwrap();
+        typed.arrival_after(begun, Duration::from_secs(10)).unwrap();
 
         let ending =
             Session::counting("count", Command::new("sh").args(["-c", "echo 0; echo 1"]), "").unwrap();

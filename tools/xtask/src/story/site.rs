@@ -82,7 +82,14 @@ impl Guest {
     /// A command in the guest by way of ssh. To be started in the clients' namespace: see [`Guest::among_clients`].
     pub fn ssh(&self, script: &str) -> Command {
         let mut ssh = Command::new("ssh");
-        ssh.env(MARK, self.site.name.to_string()).args(["-F", "none", "-T"]);
+        ssh.arg("-T");
+        self.ssh_options(&mut ssh);
+        ssh.arg(format!("root@{}", self.address)).arg("--").arg(script);
+        ssh
+    }
+
+    fn ssh_options(&self, ssh: &mut Command) {
+        ssh.env(MARK, self.site.name.to_string()).args(["-F", "none"]);
         if let Some(key) = &self.ssh_key {
             ssh.arg("-i").arg(key);
         }
@@ -99,8 +106,25 @@ impl Guest {
         ] {
             ssh.args(["-o", option]);
         }
-        ssh.arg(format!("root@{}", self.address)).arg("--").arg(script);
-        ssh
+    }
+
+    /// Copies a file or directory between the guest and here, by way of its agent. A path in the guest is given by [`Guest::path`].
+    pub fn copy(&self, from: &str, to: &str) -> Command {
+        self.site.cli(["cp", from, to])
+    }
+
+    /// A path in the guest, as [`Guest::copy`] takes it.
+    pub fn path(&self, path: &str) -> String {
+        format!("{}:{path}", self.name)
+    }
+
+    /// Copies a file into the guest by way of ssh. To be started in the clients' namespace.
+    pub fn scp(&self, from: &str, to: &str) -> Command {
+        let mut scp = Command::new("scp");
+        scp.arg("-q");
+        self.ssh_options(&mut scp);
+        scp.arg(from).arg(format!("root@[{}]:{to}", self.address));
+        scp
     }
 
     /// Runs `work` where clients are: what it starts and connects belongs to their network.

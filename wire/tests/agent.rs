@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 use wire::agent::{
-    AgentSession, ClientSession, DETACHED_US_MAX, Demand, Ended, Exec, ExitStatus, FailCode, FromAgent,
-    HANGUP_GRACE_US, News, Reap, SessionId, Stream, Task, ToAgent, Violation, WINDOW_BYTES,
+    AgentSession, CHUNK_BYTES, ClientSession, DETACHED_US_MAX, Demand, Ended, Exec, ExitStatus, FailCode,
+    FromAgent, HANGUP_GRACE_US, News, Reap, SessionId, Stream, Task, ToAgent, Violation, WINDOW_BYTES,
 };
 use wire::units::Instant;
 
@@ -292,8 +292,8 @@ fn after_exited_the_agent_says_nothing_more() {
     assert!(matches!(agent.next_message(), Some(FromAgent::Opened { .. })));
     assert!(matches!(agent.next_message(), Some(FromAgent::Exited { .. })));
     // Typed before the client knew of the end.
-    agent.handle(ToAgent::Input { offset: 0, bytes: vec![0; 1 << 16] }).unwrap();
-    agent.input_written(1 << 16);
+    agent.handle(ToAgent::Input { offset: 0, bytes: vec![0; CHUNK_BYTES] }).unwrap();
+    agent.input_written(CHUNK_BYTES);
     agent.handle(ToAgent::Signal { sequence: 1, number: 15 }).unwrap();
     assert_eq!(agent.next_message(), None);
 }

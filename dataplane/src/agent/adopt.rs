@@ -1,7 +1,8 @@
 //! Finding the machines that an earlier `mashined` left running, and taking charge of them again.
 //!
 //! The VMM says what it is. A machine that was given away stays so: its fate is settled by the control plane. A copy that was being
-//! received and never ran is dropped, which is also the promise that it never will run here. A machine that was paused by a
+//! received and never ran is dropped, which is also the promise that it never will run here; one that may have run, and whose VMM is
+//! gone, is remembered as lost, so that the promise is not given. A machine that was paused by a
 //! migration, and not given away, is this host's and goes on. Of a machine whose VMM is gone (it died with the last `mashined`, or it had
 //! moved and only its forward route stood) routes and proxy entries are removed, then its directory.
 
@@ -17,6 +18,8 @@ use super::Host;
 use super::machine::{Machine, Vm};
 use crate::net::{HostNetwork, tap_name};
 use crate::shard::VmmRequest;
+use crate::vm::VmmError;
+use crate::vm::claim::Lost;
 use crate::vm::process::{MachineDir, VmmProcess};
 use crate::vm::setup::{Adopted, Setup};
 
@@ -32,18 +35,25 @@ pub(super) struct Survivor {
 pub(super) struct Found {
     /// Machines that run.
     pub survivors: Vec<Survivor>,
+    /// Machines that were moved here, may have run, and are gone.
+    pub lost: Lost,
     /// Directories of machines whose VMM is gone.
     remains: Vec<MachineDir>,
 }
 
 /// Finds all machines of this host that still run, and what is left of those that do not. Blocks.
 pub(super) fn find(state: &Path) -> Found {
-    let mut found = Found { survivors: Vec::new(), remains: Vec::new() };
+    let mut found = Found { survivors: Vec::new(), lost: Lost::open(state), remains: Vec::new() };
     for id in MachineDir::list(state) {
         let dir = MachineDir::of(state, id);
         match find_one(id, &dir) {
-            Some(survivor) => found.survivors.push(survivor),
-            None => found.remains.push(dir),
+            Fate::Runs(survivor) => found.survivors.push(*survivor),
+            Fate::NeverRan => found.remains.push(dir),
+            // Without the note of its loss the directory stays for the next `mashined`, claim and all.
+            Fate::Unknown => match note_loss(&mut found.lost, id, &dir) {
+                Ok(()) => found.remains.push(dir),
+                Err(error) => tracing::error!(machine = %id, %error, "cannot note that a machine was lost"),
+            },
         }
     }
     found
@@ -68,23 +78,40 @@ impl Found {
     }
 }
 
-fn find_one(id: MachineId, dir: &MachineDir) -> Option<Survivor> {
-    let process = VmmProcess::find(dir)?;
+/// What became of a machine while no `mashined` ran.
+enum Fate {
+    /// Its VMM says that it is owned here.
+    Runs(Box<Survivor>),
+    /// Its VMM said that it never ran, and was ended.
+    NeverRan,
+    /// There is no VMM that could say.
+    Unknown,
+}
+
+fn note_loss(lost: &mut Lost, id: MachineId, dir: &MachineDir) -> Result<(), VmmError> {
+    match dir.may_have_run() {
+        Some(epoch) => lost.add(id, epoch),
+        None => Ok(()),
+    }
+}
+
+fn find_one(id: MachineId, dir: &MachineDir) -> Fate {
+    let Some(process) = VmmProcess::find(dir) else { return Fate::Unknown };
     let found = Setup::connect(&dir.socket()).and_then(|mut setup| Ok((setup.adopt()?, setup)));
     match found {
         // One that never ran holds nothing that anybody owns.
         Ok((Some(adopted), setup)) if adopted.epoch > Epoch::default() => {
-            Some(Survivor { process, socket: setup.into_socket(), adopted })
+            Fate::Runs(Box::new(Survivor { process, socket: setup.into_socket(), adopted }))
         }
         Ok(_) => {
             tracing::info!(machine = %id, "dropping a machine that was never run here");
             process.kill();
-            None
+            Fate::NeverRan
         }
         Err(error) => {
             tracing::warn!(machine = %id, %error, "a VMM does not answer; ending it");
             process.kill();
-            None
+            Fate::Unknown
         }
     }
 }

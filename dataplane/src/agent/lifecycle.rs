@@ -43,6 +43,7 @@ impl Host {
             }
         }
         self.ledger.borrow_mut().hold(&spec).map_err(lacking)?;
+        self.lost.borrow_mut().forget_below(id, epoch);
         let machine = Rc::new(Machine::new(spec, epoch, HostPhase::Starting));
         self.machines.borrow_mut().insert(id, machine.clone());
         self.note_change();

@@ -39,6 +39,7 @@ use crate::net::HostNetwork;
 use crate::quic::TransportOptions;
 use crate::shard::{self, ORDERS_MAX, ShardHandles, ShardReport, ShardStart};
 use crate::shards::Shards;
+use crate::vm::claim::Lost;
 
 /// How a host is set up.
 #[derive(Debug, Clone, clap::Parser)]
@@ -117,6 +118,8 @@ pub(crate) struct Host {
     incoming: RefCell<BTreeMap<MigrationId, Rc<Incoming>>>,
     /// Epochs that must never run here, by machine.
     fences: RefCell<BTreeMap<MachineId, Epoch>>,
+    /// Machines that were moved here, may have run, and are gone.
+    lost: RefCell<Lost>,
     to_control: RefCell<Option<mpsc::Sender<FromHost>>>,
     /// For streams beside the commands, while the link is up.
     connection: RefCell<Option<quinn::Connection>>,
@@ -169,7 +172,7 @@ async fn serve(config: HostConfig) -> anyhow::Result<()> {
     let net = HostNetwork::open(&config.uplink).await?;
     let mut found = adopt::find(&config.state);
     found.clear_remains(&net).await;
-    let survivors = found.survivors;
+    let (survivors, lost) = (found.survivors, found.lost);
     let adopted_epochs: Vec<Epoch> = survivors.iter().map(|s| s.adopted.epoch).collect();
     let (reports_in, reports) = mpsc::unbounded_channel();
     let (shards, handles, ports) = start_shards(&config, &trust, reports_in, adopted_epochs).await?;
@@ -184,6 +187,7 @@ async fn serve(config: HostConfig) -> anyhow::Result<()> {
         outgoing: RefCell::default(),
         incoming: RefCell::default(),
         fences: RefCell::default(),
+        lost: RefCell::new(lost),
         to_control: RefCell::default(),
         connection: RefCell::default(),
         blobs: blobs::Blobs::new(config.images.clone().unwrap_or_else(|| config.state.join("images"))),

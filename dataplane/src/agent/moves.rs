@@ -22,6 +22,7 @@ use crate::migrate::source::{self, SourceInput, SourceJob};
 use crate::migrate::target::{self, Outside, TargetJob};
 use crate::migrate::target_lane::LaneSink;
 use crate::shard::{ShardOrder, SourceReport, TargetReport, VmmRequest, Work};
+use crate::vm::process::MachineDir;
 
 /// Lanes for each shard that both ends have. One stream keeps a core busy.
 const LANES_PER_SHARD: usize = 1;
@@ -91,6 +92,7 @@ impl Host {
             self.ledger.borrow_mut().release(id);
         }
         self.ledger.borrow_mut().hold(&spec).map_err(lacking)?;
+        self.lost.borrow_mut().forget_below(id, epoch);
         let machine = Rc::new(Machine::new(spec, epoch, HostPhase::Incoming));
         machine.set_migration(Some(migration));
         self.machines.borrow_mut().insert(id, machine.clone());
@@ -122,6 +124,9 @@ impl Host {
         let vm = machine.vm().ok_or_else(|| Refusal::new(RefusalCode::HostError, "the VMM has died"))?;
         let (session, events) = doorbell(target::EVENTS_MAX).map_err(Refusal::host)?;
         let memory = vm.memory;
+        let dir = MachineDir::of(&self.config.state, machine.id());
+        let claim = tokio::task::spawn_blocking(move || dir.claim(epoch)).await;
+        let claim = claim.map_err(Refusal::host)?.map_err(Refusal::host)?;
         let sink = Arc::new(LaneSink::new(migration, source.clone(), memory.clone(), session.clone()));
         for index in 0..self.shards.count() {
             let order = ShardOrder::ExpectLanes(sink.clone());
@@ -130,7 +135,7 @@ impl Host {
         let lanes = u16::try_from(self.shards.count() * LANES_PER_SHARD).unwrap_or(1);
         let mut config = TargetConfig::new(migration, machine.spec().clone(), epoch, source, lanes);
         config.versions = self.versions();
-        let job = TargetJob { config, memory, sink, events, session: session.clone() };
+        let job = TargetJob { config, memory, sink, claim, events, session: session.clone() };
         let home = self.shards.at(self.shards.home_of(machine.id()));
         home.send(ShardOrder::Target(Box::new(job))).await.map_err(Refusal::host)?;
         let incoming = Incoming {
@@ -266,10 +271,13 @@ impl Host {
         }
     }
 
-    /// Promises that the machine will never run here under `epoch` or below, unless it does already.
+    /// Promises that the machine will never run here under `epoch` or below, unless it does already, or may have done so and is lost.
     pub(super) async fn fence(&self, id: MachineId, epoch: Epoch) -> Answer {
         let fence = self.fences.borrow().get(&id).copied().unwrap_or_default().max(epoch);
         self.fences.borrow_mut().insert(id, fence);
+        if let Some(lost) = self.lost.borrow().get(id).filter(|lost| *lost >= epoch) {
+            return Answer::Owns { epoch: lost };
+        }
         let Some(machine) = self.machine(id) else { return Answer::Done };
         let incoming = machine.migration().and_then(|m| self.incoming.borrow().get(&m).cloned());
         let owns = |machine: &Machine| {

@@ -25,6 +25,7 @@ use crate::memory::{ConsoleText, MachineMemory};
 use crate::quic::{Connection, SendStream};
 use crate::shard::{ShardContext, ShardReport, TargetReport, Work, now, stream};
 use crate::vm::VmmError;
+use crate::vm::claim::Claim;
 use crate::vm::client::VmmClient;
 
 /// Events that may wait for a session: one for each lane's round, and a few of the agent.
@@ -40,6 +41,8 @@ pub struct TargetJob {
     pub memory: Arc<MachineMemory>,
     /// Where its lanes go.
     pub sink: Arc<LaneSink>,
+    /// Where it is written down that the machine runs.
+    pub claim: Claim,
     /// Where lanes of all shards and the agent reach the session.
     pub events: Doorbell<Outside>,
     /// The other end of `events`.
@@ -141,6 +144,7 @@ async fn run(
         config: job.config,
         memory: job.memory,
         sink: job.sink,
+        claim: job.claim,
         outside: job.session,
         local,
         links: HashMap::new(),
@@ -170,6 +174,7 @@ struct Session {
     config: TargetConfig,
     memory: Arc<MachineMemory>,
     sink: Arc<LaneSink>,
+    claim: Claim,
     outside: Ringer<Outside>,
     local: mpsc::UnboundedSender<TargetInput>,
     /// Connections of the source: the newest, and those that are being closed.
@@ -311,6 +316,10 @@ impl Session {
     }
 
     fn run_guest(&self, epoch: Epoch) {
+        if let Err(error) = self.claim.run_begins() {
+            let detail = format!("cannot write down that the machine runs here: {error}");
+            return self.tell(failed(TargetOperation::Run, &detail));
+        }
         let (vmm, local) = (self.vmm(), self.local.clone());
         glommio::spawn_local(async move {
             let started = now();

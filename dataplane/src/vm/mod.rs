@@ -1,14 +1,18 @@
 //! The VMM processes of this host: starting them, handing them descriptors, talking to them.
 //!
 //! * [`process`]: one `mashine-vmm` process; it outlives `mashined`, which finds it again by the files it left.
+//! * [`claim`]: what of a machine that was moved here outlives its VMM: whether it may have run.
 //! * [`setup`]: the slow, blocking part of the control socket, where descriptors travel: creating, booting, adopting.
 //! * [`initrd`]: the guest's configuration behind its initial RAM disk.
 //! * [`client`]: the fast part, on the machine's home shard: pause, dirty log, state, run.
 
+pub mod claim;
 pub mod client;
 pub mod initrd;
 pub mod process;
 pub mod setup;
+
+use std::path::Path;
 
 use wire::vmm::{Code, Reply};
 
@@ -66,4 +70,10 @@ fn accepted(reply: Reply) -> Result<Reply, VmmError> {
         Reply::Refused { code, detail } => Err(VmmError::Refused { code, detail }),
         other => Ok(other),
     }
+}
+
+/// What becomes of an I/O error with the file at `path`.
+fn file_error(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> VmmError + use<> {
+    let path = path.display().to_string();
+    move |source| VmmError::File { what, path, source }
 }

@@ -5,6 +5,7 @@
 //!     control.sock   the VMM listens here, on a descriptor it inherited
 //!     pid            "PID STARTTIME", to tell the process from a later one of the same number
 //!     vmm.log        what it prints
+//!     claim          of a machine that was moved here: whether it may have run; see [`super::claim`]
 //!     addresses      which routes and proxy entries may stand for the machine
 //! ```
 //!
@@ -22,9 +23,10 @@ use std::time::Duration;
 use command_fds::{CommandFdExt as _, FdMapping};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
-use wire::ids::MachineId;
+use wire::ids::{Epoch, MachineId};
 
-use super::VmmError;
+use super::claim::{self, Claim};
+use super::{VmmError, file_error};
 use crate::net::Addresses;
 
 /// How long a VMM may take to end after it was told to.
@@ -69,6 +71,19 @@ impl MachineDir {
     /// Where to connect to ports of the guest; see [`wire::vmm`].
     pub fn vsock(&self) -> PathBuf {
         self.0.join("vsock.sock")
+    }
+
+    /// Writes down that the machine is awaited, to run under `epoch`. Blocks.
+    ///
+    /// # Errors
+    /// [`VmmError::File`].
+    pub fn claim(&self, epoch: Epoch) -> Result<Claim, VmmError> {
+        Claim::create(&self.file("claim"), epoch)
+    }
+
+    /// The epoch under which a machine that was moved here may have run, for one whose VMM cannot be asked.
+    pub fn may_have_run(&self) -> Option<Epoch> {
+        claim::may_have_run(&self.file("claim"))
     }
 
     /// Removes the directory and all in it.
@@ -176,11 +191,6 @@ impl VmmProcess {
     fn collect(&self) {
         let _not_ours = rustix::process::waitpid(Some(self.pid), rustix::process::WaitOptions::NOHANG);
     }
-}
-
-fn file_error(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> VmmError + use<> {
-    let path = path.display().to_string();
-    move |source| VmmError::File { what, path, source }
 }
 
 /// When a process started, in clock ticks since boot: field 22 of its stat file (proc_pid_stat(5)).

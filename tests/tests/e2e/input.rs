@@ -26,18 +26,30 @@ fn a_launch_that_cannot_be_is_refused_and_leaves_nothing() -> Result<()> {
         (&["--kernel", "/nowhere/vmlinux"], REFUSED, &["/nowhere/vmlinux"]),
         (&["--memory", "0"], USAGE, &["memory"]),
         (&["--memory", "900G"], REFUSED, &["RAM"]),
-        (&["--vcpu", "0"], USAGE, &["vcpu"]),
+        (&["--vcpu", "0"], USAGE, &["vCPU"]),
         (&["--host", "host-z"], NOT_FOUND, &["host-z"]),
         (&["--image", "nothing-of-that-name"], NOT_FOUND, &["nothing-of-that-name"]),
     ];
-    for (more, code, names) in attempts {
+    let mut wrong = Vec::new();
+    for (number, (more, code, names)) in attempts.into_iter().enumerate() {
+        let name = format!("wrong-{number}");
         let memory: &[&str] = if more.contains(&"--memory") { &[] } else { &["--memory", "64M"] };
-        let words = [&["launch", "--name", "wrong"], more, memory].concat();
+        let words = [&["launch", "--name", &name], more, memory].concat();
         let (exit, said) = ground.refused(&words)?;
         if exit != code || names.iter().any(|name| !said.contains(name)) {
-            bail!("`{}`: expected exit code {code} and {names:?}, got {exit}: {said}", words.join(" "));
+            wrong.push(format!(
+                "`{}`: expected exit code {code} and {names:?}, got {exit}: {said}",
+                words.join(" ")
+            ));
         }
         println!("{}", said.trim());
+        // What its host refused stays in the list, for its user to see why.
+        if let Ok(machine) = ground.machine(&name) {
+            ground.ask::<serde_json::Value>(&["rm", machine.name.as_str()])?;
+        }
+    }
+    if !wrong.is_empty() {
+        bail!("{}", wrong.join("\n"));
     }
     tidy::nothing_is_held(&ground)?;
     ground.finish()

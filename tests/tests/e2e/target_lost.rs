@@ -53,16 +53,32 @@ fn the_targets_daemon_is_killed_right_after_commit() -> Result<()> {
     })
 }
 
-/// The target has no copy any more and promises to run none, so the source takes the machine back where it was paused.
+/// Commit never came to the target, which promises to run no copy, so the source takes the machine back where it was paused.
 #[test]
-fn the_target_loses_power_after_commit_before_the_machine_ran() -> Result<()> {
+fn the_target_loses_power_while_commit_is_on_its_way() -> Result<()> {
     survives("tcpower", "128M", |scene| {
+        let (moving, source) = scene.moves_until_given_away()?;
+        scene.ground.fleet.cut(&scene.b)?;
+        drop(source);
+        moving.reaches(&scene.ground, Stage::Committing)?;
+        scene.ground.fleet.kill_with_machines(&scene.b)?;
+        scene.ground.fleet.mend(&scene.b)?;
+        scene.ground.restart(scene.b)?;
+        moving.ends_as(&scene.ground, Phase::Failed)?;
+        Ok(scene.a)
+    })
+}
+
+/// Its copy had its order to run, and nobody is left who could tell whether it did. The world may have seen what it did, so the source's
+/// old copy must not come to life.
+#[test]
+fn the_target_loses_power_after_commit_before_the_source_heard_of_it() -> Result<()> {
+    is_lost("tunheard", "128M", |scene| {
         let (moving, copy) = scene.moves_until_committed()?;
         scene.ground.fleet.kill_with_machines(&scene.b)?;
         drop(copy);
         scene.ground.restart(scene.b)?;
-        moving.ends_as(&scene.ground, Phase::Failed)?;
-        Ok(scene.a)
+        moving.ends_as(&scene.ground, Phase::Succeeded).map(drop)
     })
 }
 

@@ -150,7 +150,9 @@ fn demonstrate(options: &demo::Options) -> Result<bool> {
     let say = |line: &str| if json { eprintln!("{line}") } else { println!("{line}") };
     let shown = prepare().and_then(|binaries| {
         match Ability::of(&binaries.mashine_vmm)? {
-            Ability::Complete => say("this machine's KVM is complete: Linux moves with --linux, here the test guest does"),
+            Ability::Complete => {
+                say("this machine's KVM is complete: Linux moves with --linux, here the test guest does")
+            }
             less => say(&format!("{less}: the test guest moves here; Linux moves with --linux, in the lab")),
         }
         demo::run(options, binaries, &say)

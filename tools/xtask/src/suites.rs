@@ -155,7 +155,8 @@ mod tests {
 
     #[test]
     fn failed_tests_are_named() {
-        let text = "failures:\n\n---- broken stdout ----\nfailures:\n    broken\n    lost::too\n\n    not this";
+        let text =
+            "failures:\n\n---- broken stdout ----\nfailures:\n    broken\n    lost::too\n\n    not this";
         let names = failures(&watched(text, false).lines);
         assert_eq!(names.into_iter().collect::<Vec<_>>(), ["broken", "lost::too"]);
     }

@@ -1,7 +1,7 @@
 //! Breaking a fleet on purpose, and mending it: what the end-to-end tests inject.
 
 use anyhow::{Context, Result, bail};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::layout::{FABRIC_LINK, Host};
 use super::processes::{self, Process};
@@ -21,14 +21,18 @@ impl Fleet {
         child.wait().with_context(|| format!("waiting for {name}")).map(drop)
     }
 
-    /// A host loses power: its daemon and all its machines are gone at once.
+    /// A host loses power: its daemon and all its machines are gone at once. The daemon is stopped first, as it must not see its machines
+    /// die; they die before it, as a stopped process goes on when its parent ends (the kernel continues orphaned process groups).
     ///
     /// # Errors
     /// When its daemon does not run.
     pub fn kill_with_machines(&mut self, host: &Host) -> Result<()> {
-        self.kill(&host.name())?;
+        let name = host.name();
+        let daemon = self.pid(&name).and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        let daemon = daemon.with_context(|| format!("{name} does not run"))?;
+        kill_process(daemon, Signal::STOP).with_context(|| format!("stopping {name}"))?;
         self.vmms_on(host).iter().for_each(|vmm| vmm.signal(Signal::KILL));
-        Ok(())
+        self.kill(&name)
     }
 
     /// Process number of a daemon (`control` or a host's name) that we started and did not kill.

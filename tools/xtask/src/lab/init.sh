@@ -19,8 +19,9 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 exec < /dev/console > /dev/console 2>&1
 
-while read -r module; do
-    insmod "/modules/$module" || fail "module $module"
+while read -r module options; do
+    # shellcheck disable=SC2086 # options are words
+    insmod "/modules/$module" $options || fail "module $module"
 done < /modules/order
 
 # What is written outside must be seen here: nothing is cached beyond what is open.

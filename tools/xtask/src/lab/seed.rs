@@ -59,14 +59,16 @@ impl Drop for Seed {
 
 fn digests(store: &Path, image: &str) -> Result<Vec<String>> {
     let path = store.join("images").join(format!("{image}.json"));
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("there is no image {image} in {}: `mashines image build`", store.display()))?;
+    let text = std::fs::read_to_string(&path).with_context(|| {
+        format!("there is no image {image} in {}: `mashines image build`", store.display())
+    })?;
     let manifest: Manifest =
         serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
     let files = [Some(manifest.disk), manifest.kernel, manifest.initrd].into_iter().flatten();
     files
         .map(|file| {
-            let hex = file.digest.strip_prefix("sha256:").filter(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
+            let hex =
+                file.digest.strip_prefix("sha256:").filter(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
             hex.map(str::to_owned).ok_or_else(|| anyhow!("{}: {} is no digest", path.display(), file.digest))
         })
         .collect()
@@ -83,7 +85,8 @@ mod tests {
         std::fs::create_dir_all(store.join("blobs/sha256")).unwrap();
         std::fs::create_dir_all(store.join("images")).unwrap();
         std::fs::write(store.join("blobs/sha256/ab12"), "disk").unwrap();
-        std::fs::write(store.join("images/x.json"), r#"{"disk": {"digest": "sha256:ab12"}, "kernel": null}"#).unwrap();
+        std::fs::write(store.join("images/x.json"), r#"{"disk": {"digest": "sha256:ab12"}, "kernel": null}"#)
+            .unwrap();
         std::fs::write(store.join("images/bad.json"), r#"{"disk": {"digest": "sha256:../x"}}"#).unwrap();
         let seed = Seed::lay(at.clone(), &store, &["x".to_owned(), "x".to_owned()]).unwrap();
         assert_eq!(std::fs::read(seed.path().join("images/blobs/sha256/ab12")).unwrap(), b"disk");

@@ -17,7 +17,7 @@ const FILE_BYTES: usize = (1 << 20) + 12_345;
 /// When a copy fails, or is another file.
 pub fn there_and_back(guest: &Guest, directory: &Path, ssh: bool) -> Result<()> {
     let (here, back) = (directory.join("copied"), directory.join("copied-back"));
-    let bytes: Vec<u8> = (0..FILE_BYTES).map(|place| (place * 31 % 251) as u8).collect();
+    let bytes: Vec<u8> = (0..FILE_BYTES).map(|place| (place * 31 % 251).to_le_bytes()[0]).collect();
     fs::write(&here, &bytes).with_context(|| format!("writing {}", here.display()))?;
     let (from, to) = (here.display().to_string(), back.display().to_string());
     command::read(&mut guest.copy(&from, &guest.path("/tmp/copied")))?;

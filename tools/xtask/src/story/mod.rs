@@ -53,7 +53,8 @@ pub fn in_lab(options: &Options, ready: lab::Ready, say: &dyn Fn(&str)) -> Story
         let ram = if options.short { LAB_RAM.1 } else { LAB_RAM.0 }.parse()?;
         // The short form has its small image fetched by the hosts.
         let images = if options.short { Vec::new() } else { vec![image.to_owned()] };
-        let lab = Lab::up(lab::Plan { options: lab::options::Options { hosts: 2, ram, images }, ready }, timeline)?;
+        let lab =
+            Lab::up(lab::Plan { options: lab::options::Options { hosts: 2, ram, images }, ready }, timeline)?;
         timeline("the lab is up and both hosts have joined");
         Ok((lab.name().clone(), EMULATED_SLOWNESS, move || lab.down()))
     })

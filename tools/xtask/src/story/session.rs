@@ -285,7 +285,9 @@ mod tests {
         let after = echo.arrival_after(begun, Duration::from_secs(10)).unwrap();
         assert!(echo.gap_us_max(begun, after).is_some() && echo.verdict().0.is_ok());
 
-        let typed = Session::counting_in_terminal("terminal", &mut Command::new("sh"), "echo; test -t 0 && echo 0\n").unwrap();
+        let typed =
+            Session::counting_in_terminal("terminal", &mut Command::new("sh"), "echo; test -t 0 && echo 0\n")
+                .unwrap();
         typed.arrival_after(begun, Duration::from_secs(10)).unwrap();
 
         let ending =

@@ -15,12 +15,17 @@ const KVM_TIMING: u32 = 0x4000_0010;
 /// Frequency of KVM's local APIC timer, in kHz.
 const APIC_BUS_KHZ: u32 = 1_000_000;
 
+const LEAF1_ECX_VMX: u32 = 1 << 5;
 const LEAF1_ECX_X2APIC: u32 = 1 << 21;
 const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const LEAF1_ECX_XSAVE: u32 = 1 << 26;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
 const CMP_LEGACY: u32 = 1 << 1;
+/// Of leaf 0x8000_0001: AMD-V, and its secure start.
+const SVM_AND_SKINIT: u32 = 1 << 2 | 1 << 12;
+/// What AMD-V can do.
+const SVM_LEAF: u32 = 0x8000_000a;
 
 /// Bits needed to number `count` things.
 fn id_bits(count: u32) -> u32 {
@@ -39,14 +44,14 @@ fn vendor_is_amd(supported: &CpuId) -> bool {
     vendor.is_some_and(|words| matches!(text(words).as_slice(), b"AuthenticAMD" | b"HygonGenuine"))
 }
 
-/// The leaves of vCPU `id` of `vcpus`.
+/// The leaves of vCPU `id` of `vcpus`. Hardware virtualisation is not among them: the state of a guest's own guests is not moved.
 pub fn for_vcpu(supported: &CpuId, id: u32, vcpus: u32, tsc_khz: u32) -> Vec<kvm_cpuid_entry2> {
     let bits = id_bits(vcpus);
     let is_amd = vendor_is_amd(supported);
     let mut leaves: Vec<kvm_cpuid_entry2> = supported
         .as_slice()
         .iter()
-        .filter(|e| !matches!(e.function, 0xb | 0x1f | KVM_TIMING))
+        .filter(|e| !matches!(e.function, 0xb | 0x1f | KVM_TIMING | SVM_LEAF))
         .copied()
         .collect();
     for e in &mut leaves {
@@ -54,6 +59,7 @@ pub fn for_vcpu(supported: &CpuId, id: u32, vcpus: u32, tsc_khz: u32) -> Vec<kvm
             0 => e.eax = e.eax.max(0xb),
             1 => {
                 e.ebx = (e.ebx & 0xffff) | (id & 0xff) << 24 | vcpus.next_power_of_two().min(255) << 16;
+                e.ecx &= !LEAF1_ECX_VMX;
                 e.ecx |= LEAF1_ECX_X2APIC | LEAF1_ECX_TSC_DEADLINE | LEAF1_ECX_HYPERVISOR;
                 e.edx = if vcpus > 1 { e.edx | LEAF1_EDX_HTT } else { e.edx & !LEAF1_EDX_HTT };
             }
@@ -65,8 +71,10 @@ pub fn for_vcpu(supported: &CpuId, id: u32, vcpus: u32, tsc_khz: u32) -> Vec<kvm
                 e.eax = (e.eax & 0x3fff) | shared << 14 | cores << 26;
             }
             // AMD's bit for "the threads of leaf 1 are cores".
-            0x8000_0001 if is_amd && vcpus > 1 => e.ecx |= CMP_LEGACY,
-            0x8000_0001 => e.ecx &= !CMP_LEGACY,
+            0x8000_0001 => {
+                let legacy = if is_amd && vcpus > 1 { CMP_LEGACY } else { 0 };
+                e.ecx = e.ecx & !(CMP_LEGACY | SVM_AND_SKINIT) | legacy;
+            }
             0x8000_0008 if is_amd => e.ecx = (e.ecx & !0xf0ff) | bits << 12 | (vcpus - 1),
             0x8000_001e => {
                 e.eax = id;
@@ -184,6 +192,16 @@ mod tests {
             assert_eq!(leaf(KVM_SIGNATURE, 0).eax, KVM_TIMING);
             assert_eq!(leaf(KVM_TIMING, 0).eax, 2_500_000);
         }
+    }
+
+    #[test]
+    fn guests_have_no_guests() {
+        let flat = |function, ecx| kvm_cpuid_entry2 { flags: 0, ..entry(function, 0, [0, 0, ecx, 0]) };
+        let all = [flat(1, LEAF1_ECX_VMX), flat(0x8000_0001, SVM_AND_SKINIT | 1), flat(SVM_LEAF, 0)];
+        let leaves = for_vcpu(&CpuId::from_entries(&all).unwrap(), 0, 1, 0);
+        let ecx = |function| leaves.iter().find(|e| e.function == function).map(|e| e.ecx);
+        assert_eq!(ecx(1).map(|ecx| ecx & LEAF1_ECX_VMX), Some(0));
+        assert_eq!((ecx(0x8000_0001), ecx(SVM_LEAF)), (Some(1), None));
     }
 
     #[test]

@@ -11,8 +11,6 @@ use crate::fleet::layout::{
     FABRIC_IP4, FABRIC_IP6, FABRIC_MTU, FleetName, Host, MACHINES_IP4, MACHINES_IP6, UPLINK,
 };
 
-/// The program.
-pub(super) const PROGRAM: &str = "qemu-system-x86_64";
 /// Processors of a host: its `mashined` and its machines.
 const CPUS: u32 = 2;
 /// Memory for translated code, in MiB; it grows to this only with use.

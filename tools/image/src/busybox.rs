@@ -31,7 +31,6 @@ mkdir -p /dev/pts /dev/shm
 mounted /dev/pts || mount -t devpts devpts /dev/pts
 mounted /dev/shm || mount -t tmpfs tmpfs /dev/shm
 mounted /run || mount -t tmpfs tmpfs /run
-mounted /tmp || mount -t tmpfs tmpfs /tmp
 ip link set lo up
 [ -s /etc/hostname ] && hostname -F /etc/hostname
 echo mashines: busybox is up

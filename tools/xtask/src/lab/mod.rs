@@ -21,13 +21,11 @@
 mod boot;
 mod cpio;
 pub mod demo;
-mod emulator;
 mod initramfs;
 mod kernel;
 pub mod layout;
 mod network;
 pub mod options;
-mod packages;
 mod prepare;
 mod qemu;
 mod running;

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 
-use super::emulator;
 use super::kernel::{self, Kernel};
+use super::qemu;
 use crate::repository::{self, Binaries};
 use crate::{command, setup};
 
 /// Programs a lab calls, and Debian's packages that have them. `dropbear-bin` has the ssh server only, and starts none.
 const NEEDED: [(&str, &str); 7] = [
-    (emulator::PROGRAM, "qemu-system-x86"),
+    (qemu::PROGRAM, "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("depmod", "kmod"),
     ("mkfs.ext4", "e2fsprogs"),
@@ -25,7 +25,6 @@ const NEEDED: [(&str, &str); 7] = [
 pub struct Ready {
     /// What runs on the hosts and beside them.
     pub binaries: Binaries,
-    pub(super) emulator: PathBuf,
     pub(super) kernel: Kernel,
     pub(super) dropbear: PathBuf,
 }
@@ -38,12 +37,11 @@ pub fn prepare() -> Result<Ready> {
     setup::packages()?;
     setup::install(&NEEDED)?;
     let binaries = repository::build()?;
-    let emulator = emulator::provide()?;
     let kernel = kernel::provide()?;
     setup::become_root()?;
     setup::tun()?;
     setup::limits()?;
-    Ok(Ready { binaries, emulator, kernel, dropbear: located("dropbear")? })
+    Ok(Ready { binaries, kernel, dropbear: located("dropbear")? })
 }
 
 /// Whether a lab can come up here without installing anything; else what is missing. For tests, which install nothing.

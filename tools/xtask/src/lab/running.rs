@@ -14,7 +14,7 @@ use super::prepare::Ready;
 use super::qemu::{self, Common};
 use super::seed::Seed;
 use super::shell::Shell;
-use super::{emulator, initramfs, layout, network, tsc};
+use super::{initramfs, layout, network, tsc};
 use crate::fleet::layout::{FleetName, Host};
 use crate::fleet::processes::{self, Service};
 use crate::fleet::{self, netns, services, state};
@@ -121,7 +121,7 @@ impl Lab {
         Service {
             name: host.name(),
             namespace: self.name.fabric_namespace(),
-            program: self.plan.ready.emulator.clone(),
+            program: command::locate(qemu::PROGRAM).unwrap_or_else(|| qemu::PROGRAM.into()),
             arguments: qemu::arguments(&self.name, host, common),
             log: layout::console(&self.name, host),
         }
@@ -149,8 +149,9 @@ impl Lab {
         // As for a fleet's, whose daemons inherit it.
         let filter = std::env::var("MASHINES_LOG").unwrap_or_else(|_| "info".to_owned());
         let script = format!(
-            "MASHINES_LOG={} setsid {} < /dev/null >> {} 2>&1 &",
+            "MASHINES_LOG={} setsid taskset -c {} {} < /dev/null >> {} 2>&1 &",
             super::shell::quoted(&filter),
+            qemu::FOR_MACHINES,
             line.join(" "),
             super::shell::quoted(&service.log.display().to_string())
         );
@@ -284,7 +285,7 @@ pub fn is_up() -> bool {
     let Some(record) = state::read(&name) else { return false };
     let running = processes::of_fleet(&name);
     let count = |program: &str| running.iter().filter(|process| process.program == program).count();
-    count(emulator::PROGRAM) >= record.hosts.len() && count("mashines-control") >= 1
+    count(qemu::PROGRAM) >= record.hosts.len() && count("mashines-control") >= 1
 }
 
 /// Takes the lab down, whoever brought it up and however far it got. Returns whether there was anything.

@@ -90,6 +90,13 @@ impl Facts {
     pub fn bad_messages(&self) -> Vec<String> {
         self.messages.iter().filter(|line| is_bad(line)).cloned().collect()
     }
+
+    /// Those of them that `earlier` did not have.
+    pub fn bad_messages_since(&self, earlier: &Self) -> Vec<String> {
+        let mut bad = self.bad_messages();
+        bad.retain(|line| !earlier.messages.contains(line));
+        bad
+    }
 }
 
 fn is_bad(line: &str) -> bool {
@@ -151,7 +158,10 @@ mod tests {
         let bad =
             "[ 9.1] watchdog: BUG: soft lockup - CPU#0 stuck for 22s!\n[ 9.2] virtio_net virtio0: timeout\n";
         let good = "[ 0.1] clocksource: Switched to clocksource kvm-clock\n[ 1.0] virtio_blk virtio1: 1/0/0 default/read/poll queues\n";
-        assert_eq!(facts("", &format!("{bad}{good}")).bad_messages().len(), 2);
+        let before = facts("", &format!("{bad}{good}"));
+        assert_eq!(before.bad_messages().len(), 2);
+        let after = facts("", &format!("{bad}{good}[ 9.3] vda: I/O error\n"));
+        assert_eq!(after.bad_messages_since(&before).len(), 1);
     }
 
     #[test]

@@ -295,7 +295,10 @@ fn judge(
     if !gone.is_empty() {
         faults.push(format!("processes that were there before are gone: {}", gone.join(", ")));
     }
-    result.dmesg_bad = after.bad_messages();
+    for line in before.bad_messages() {
+        say(&format!("note: before the first migration the guest's kernel said: {line}"));
+    }
+    result.dmesg_bad = after.bad_messages_since(before);
     faults.extend(result.dmesg_bad.iter().map(|line| format!("the guest's kernel: {line}")));
     say(&format!(
         "boot id {}, uptime {:.1} s more after {:.1} s, {} processes {}",
@@ -320,7 +323,9 @@ pub fn provide_image(mashines: &Path, agent: &Path, options: &Options, say: &dyn
     let images = fleet::images();
     let made = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
     let image = made(&images.join("images").join(format!("{name}.json")));
-    if image.is_some() && image >= made(agent) {
+    // The small one takes seconds, so it follows what builds it too.
+    let parts = if options.short { made(agent).max(made(mashines)) } else { made(agent) };
+    if image.is_some() && image >= parts {
         return Ok(name.to_owned());
     }
     say(&format!("building the image {name}, once: Debian takes minutes"));

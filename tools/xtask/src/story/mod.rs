@@ -23,7 +23,7 @@ use crate::fleet::layout::FleetName;
 use crate::fleet::leaks::Baseline;
 use crate::fleet::{self, Fleet};
 use crate::lab::{self, Lab};
-use crate::repository::Binaries;
+use crate::repository::{self, Binaries};
 use crate::setup;
 
 /// How many times slower than a real machine a guest of an emulated host is taken to be.
@@ -97,6 +97,9 @@ fn tell<Down: FnOnce() -> Result<()>>(
             slowness,
         };
         let told = flow::tell(&site, options, &image, &timeline, &mut result, &mut faults);
+        if told.is_err() {
+            keep_logs(&name, &timeline);
+        }
         let ended = down().context("taking everything down");
         timeline("taken down");
         let left = baseline.leaks(&name);
@@ -111,4 +114,22 @@ fn tell<Down: FnOnce() -> Result<()>>(
         say(&format!("FAILED: {fault}"));
     }
     result
+}
+
+/// Copies what daemons and hosts said to where it outlives them, for whoever looks for the cause.
+fn keep_logs(name: &FleetName, timeline: &dyn Fn(&str)) {
+    let kept = repository::target_dir().join("story-logs");
+    let copy = || -> std::io::Result<()> {
+        std::fs::create_dir_all(&kept)?;
+        for entry in std::fs::read_dir(name.state_dir())?.flatten() {
+            if entry.path().extension().is_some_and(|extension| extension == "log") {
+                std::fs::copy(entry.path(), kept.join(entry.file_name()))?;
+            }
+        }
+        Ok(())
+    };
+    match copy() {
+        Ok(()) => timeline(&format!("the logs of daemons and hosts are in {}", kept.display())),
+        Err(error) => timeline(&format!("the logs of daemons and hosts cannot be kept: {error}")),
+    }
 }

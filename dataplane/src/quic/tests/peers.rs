@@ -48,7 +48,6 @@ fn a_member_with_another_name_is_not_the_one_that_was_dialled() {
 }
 
 #[test]
-#[ignore = "hangs since dependencies of other crates changed the feature set of the build; see the known gaps in CHANGELOG.md"]
 fn more_connections_than_the_backlog_holds_are_refused() {
     let ca = FleetCa::create().unwrap();
     let options = TransportOptions { accept_backlog: 1, ..Default::default() };

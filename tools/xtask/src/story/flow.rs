@@ -199,7 +199,8 @@ fn begin(site: &Site, guest: &Guest, abilities: &Abilities, say: &dyn Fn(&str)) 
     if abilities.postgresql {
         services::open_postgresql(guest)?;
         pgbench::fill(&site.clients(), guest.address())?;
-        load.pgbench = Some(Pgbench::start(&site.clients(), guest.address())?);
+        load.pgbench =
+            Some(Pgbench::start(&site.clients(), guest.address(), site.transactions_per_second())?);
         say("pgbench runs, from the clients' network");
     }
     Ok(load)

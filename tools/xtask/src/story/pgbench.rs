@@ -60,13 +60,14 @@ pub fn fill(namespace: &str, address: IpAddr) -> Result<()> {
 }
 
 impl Pgbench {
-    /// Starts it.
+    /// Starts it, as fast as it goes, or with `per_second` transactions at most.
     ///
     /// # Errors
     /// When it is not installed.
-    pub fn start(namespace: &str, address: IpAddr) -> Result<Self> {
+    pub fn start(namespace: &str, address: IpAddr, per_second: Option<u32>) -> Result<Self> {
         let mut run = program(address);
-        run.args(["--no-vacuum", "--client", &CLIENTS.to_string(), "--time", &RUN_S.to_string(), DATABASE]);
+        run.args(["--no-vacuum", "--client", &CLIENTS.to_string(), "--time", &RUN_S.to_string()]);
+        run.args(per_second.map(|rate| format!("--rate={rate}"))).arg(DATABASE);
         run.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = netns::within(namespace, || run.spawn())?.context("starting pgbench")?;
         Ok(Self { child: Some(child) })

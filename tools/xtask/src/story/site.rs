@@ -13,6 +13,8 @@ use crate::fleet::processes::MARK;
 use crate::fleet::{self, netns};
 use crate::{command, signals};
 
+/// Transactions a second that an emulated machine does with room for other things.
+const EMULATED_TRANSACTIONS: u32 = 5;
 /// How often a guest that boots is asked whether it answers.
 const ASK_EVERY: Duration = Duration::from_millis(250);
 
@@ -41,6 +43,12 @@ impl Site {
         // The mark is what `down` finds it by, if this process is killed.
         command.env("MASHINES_URL", fleet::url(&self.name)).env(MARK, self.name.to_string()).args(arguments);
         command
+    }
+
+    /// The load its machine is given, in transactions; without a limit where it is a real machine. One that is emulated, and the
+    /// hosts beside it, share the few processors of this one.
+    pub fn transactions_per_second(&self) -> Option<u32> {
+        (self.slowness > 1).then_some(EMULATED_TRANSACTIONS)
     }
 
     /// A time that is enough for real machines, as it is enough here.

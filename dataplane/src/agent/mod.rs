@@ -76,6 +76,9 @@ pub struct HostConfig {
     /// RAM for machines, for example 4G; by default all of the host's but 1 GiB
     #[arg(long, value_parser = parse_size)]
     pub ram_limit: Option<u64>,
+    /// After so many seconds of silence another host counts as dead, and is dialled anew; slow hosts need more
+    #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=600))]
+    pub peer_timeout: u16,
     /// The mashine-vmm program
     #[arg(long, default_value = "mashine-vmm")]
     pub vmm: PathBuf,
@@ -238,7 +241,7 @@ async fn start_shards(
             std::sync::Mutex::new(Some(ShardStart {
                 bind: SocketAddr::from(([0; 16], 0)),
                 trust: trust.clone(),
-                options: TransportOptions::default(),
+                options: transport(config),
                 orders,
                 shards: handles.clone(),
                 agent: agent.clone(),
@@ -261,6 +264,12 @@ async fn start_shards(
         ports.push(wait.await.context("a shard ended before it was ready")??.port());
     }
     Ok((shards, handles, ports))
+}
+
+fn transport(config: &HostConfig) -> TransportOptions {
+    let idle_timeout = Duration::from_secs(config.peer_timeout.into());
+    // Two or three probes may be lost.
+    TransportOptions { idle_timeout, keep_alive: idle_timeout / 6, ..TransportOptions::default() }
 }
 
 /// Differs between two starts of the daemon on one host: all that is asked of it.

@@ -27,6 +27,9 @@ use crate::vm::process::MachineDir;
 /// Lanes for each shard that both ends have. One stream keeps a core busy.
 const LANES_PER_SHARD: usize = 1;
 
+/// How many times the silence that ends a connection the target may be out of reach, before the migration fails.
+const PEER_TIMEOUTS_UNREACHABLE: u64 = 10;
+
 /// What the control plane says of a migration out of this host.
 pub(super) struct MoveOrder {
     pub migration: MigrationId,
@@ -202,6 +205,8 @@ impl Host {
         );
         config.versions = self.versions();
         config.incarnation = self.boot_nonce;
+        config.limits.unreachable_us =
+            PEER_TIMEOUTS_UNREACHABLE * 1_000_000 * u64::from(self.config.peer_timeout);
         config.policy.downtime_budget_us = order.downtime_budget_us;
         let job = SourceJob {
             config,

@@ -22,6 +22,8 @@ use crate::{command, signals};
 
 /// How long daemons get to become ready and join: emulation is slow, and both hosts share this machine.
 const JOIN_LIMIT: Duration = Duration::from_secs(90);
+/// How long hosts bear each other's silence: a processor that is emulated is held up for seconds.
+const PEER_TIMEOUT_S: u32 = 20;
 /// How often the API is asked whether the hosts are there.
 const ASK_EVERY: Duration = Duration::from_millis(200);
 /// Size of a host's disk. The file is sparse, so only what is written takes place.
@@ -143,7 +145,8 @@ impl Lab {
     /// When the host does not answer.
     pub fn start_daemon(&self, host: &Host) -> Result<()> {
         let limit = self.plan.options.ram.limit();
-        let service = services::host(&self.name, host, &self.plan.ready.binaries, &limit);
+        let mut service = services::host(&self.name, host, &self.plan.ready.binaries, &limit);
+        service.arguments.extend(["--peer-timeout".to_owned(), PEER_TIMEOUT_S.to_string()]);
         let words = std::iter::once(service.program.display().to_string()).chain(service.arguments);
         let line: Vec<String> = words.map(|word| super::shell::quoted(&word)).collect();
         // As for a fleet's, whose daemons inherit it.

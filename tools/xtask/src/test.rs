@@ -24,8 +24,8 @@ const SMOKE_LIMIT: Duration = Duration::from_secs(150);
 /// The demo, its fleet included.
 const DEMO_LIMIT: Duration = Duration::from_secs(3 * 60);
 
-/// The short form of the lab's story, its lab included, and the emulator, which is built the first time.
-const LAB_LIMIT: Duration = Duration::from_secs(12 * 60);
+/// The short form of the lab's story, its lab included.
+const LAB_LIMIT: Duration = Duration::from_secs(6 * 60);
 
 /// Runs all steps and prints the table. Returns whether nothing failed.
 ///
@@ -143,11 +143,24 @@ fn demo() -> Result<Outcome> {
     Ok(if result.ok && watched.succeeded { Outcome::passed(note) } else { Outcome::failed(note) })
 }
 
-/// The short form of the Linux story, as a user runs it. Needs no `/dev/kvm`, but packages, which it installs.
+/// The short form of the Linux story, as a user runs it. Needs no `/dev/kvm`, but packages, which it installs. Emulated hosts share this
+/// machine with whatever else runs here, and stand still at times: a story that fails is told once more, and the first failure is in the table.
 fn linux_in_lab() -> Result<Outcome> {
     if let (Some(why), None) = (lab::missing(), command::locate("apt-get")) {
         return Ok(Outcome::skipped(why));
     }
+    let faults = match short_story()? {
+        Ok(note) => return Ok(Outcome::passed(note)),
+        Err(faults) => faults,
+    };
+    Ok(match short_story()? {
+        Ok(note) => Outcome::passed(format!("{note}; at the second try, the first: {faults}")),
+        Err(again) => Outcome::failed(format!("{faults}; and again: {again}")),
+    })
+}
+
+/// What to say of it: its figures, or its faults.
+fn short_story() -> Result<Result<String, String>> {
     let mut story = repository::cargo();
     story.args(["run", "--quiet", "--package", "xtask", "--", "lab", "demo", "--short", "--json"]);
     let watched = command::stream(&mut story, LAB_LIMIT)?;
@@ -157,8 +170,8 @@ fn linux_in_lab() -> Result<Outcome> {
     if result.ok && watched.succeeded {
         let pauses: Vec<String> =
             result.migrations.iter().map(|one| format!("{} us", one.pause_us)).collect();
-        return Ok(Outcome::passed(format!("Linux {}, pause {}", result.kernel, pauses.join(", "))));
+        return Ok(Ok(format!("Linux {}, pause {}", result.kernel, pauses.join(", "))));
     }
     let faults: Vec<&str> = watched.lines.iter().filter_map(|line| line.strip_prefix("FAILED: ")).collect();
-    Ok(Outcome::failed(faults.join("; ")))
+    Ok(Err(faults.join("; ")))
 }

@@ -93,13 +93,12 @@ impl Lost {
     /// Adds a machine. Blocks.
     ///
     /// # Errors
-    /// [`VmmError::File`].
+    /// [`VmmError::File`]: then only this daemon knows, not the next one.
     pub fn add(&mut self, machine: MachineId, epoch: Epoch) -> Result<(), VmmError> {
+        self.epochs.insert(machine, epoch);
         let path = self.file(machine);
         fs::create_dir_all(&self.directory).map_err(file_error("create", &self.directory))?;
-        fs::write(&path, epoch.0.to_string()).map_err(file_error("write", &path))?;
-        self.epochs.insert(machine, epoch);
-        Ok(())
+        fs::write(&path, epoch.0.to_string()).map_err(file_error("write", &path))
     }
 
     /// The epoch under which it was lost.

@@ -9,6 +9,8 @@ use crate::{command, setup};
 
 /// What the agent is compiled for; glibc links statically, and nothing of it that needs NSS is used.
 const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The agent's program.
+const AGENT: &str = "mashine-agent";
 
 /// Programs that a fleet runs.
 #[derive(Debug, Clone)]
@@ -108,7 +110,32 @@ pub fn build() -> Result<Binaries> {
     )
     .context("building the test guest")?;
     build_agent()?;
-    built()
+    let binaries = built()?;
+    put_beside(&binaries.agent, &binaries.mashines)?;
+    Ok(binaries)
+}
+
+/// Where `mashines image build` looks for the agent: beside itself, as it is installed.
+fn put_beside(agent: &Path, mashines: &Path) -> Result<()> {
+    let place = mashines.with_file_name(AGENT);
+    let new = place.with_extension("new");
+    let put = || -> std::io::Result<()> {
+        let size_and_time = |path: &Path| -> std::io::Result<_> {
+            let data = path.metadata()?;
+            Ok((data.len(), data.modified()?))
+        };
+        if size_and_time(&place).ok() == Some(size_and_time(agent)?) {
+            return Ok(());
+        }
+        let _ = std::fs::remove_file(&new);
+        // The same file, or on another file system a copy: with its time, by which it is known to be the same.
+        if std::fs::hard_link(agent, &new).is_err() {
+            std::fs::copy(agent, &new)?;
+            std::fs::File::options().write(true).open(&new)?.set_modified(agent.metadata()?.modified()?)?;
+        }
+        std::fs::rename(&new, &place)
+    };
+    put().with_context(|| format!("putting the agent at {}", place.display()))
 }
 
 /// Paths of what [`build`] made.
@@ -126,6 +153,6 @@ pub fn built() -> Result<Binaries> {
         mashines_control: at(release.join("mashines-control"))?,
         mashines: at(release.join("mashines"))?,
         guest: at(guest_target_dir().join("release/mashine-guest"))?,
-        agent: at(agent_target_dir().join(AGENT_TARGET).join("release/mashine-agent"))?,
+        agent: at(agent_target_dir().join(AGENT_TARGET).join("release").join(AGENT))?,
     })
 }

@@ -29,8 +29,17 @@ impl Build {
     /// What the words of a command line mean.
     ///
     /// # Errors
-    /// When there is no such recipe, or it takes no flavour or packages.
-    pub fn new(name: &str, flavour: Option<Flavour>, packages: Vec<String>) -> Result<Self, RecipeError> {
+    /// When there is no such recipe, or it takes no flavour, packages or base.
+    pub fn new(
+        name: &str,
+        flavour: Option<Flavour>,
+        packages: Vec<String>,
+        base: Option<oci::From>,
+    ) -> Result<Self, RecipeError> {
+        let is_own = ["busybox", "debian-12"].contains(&name);
+        if is_own && base.is_some() {
+            return Err(RecipeError::NoBase(name.to_owned()));
+        }
         if name == "debian-12" {
             return Ok(Self::Debian { flavour: flavour.unwrap_or(Flavour::Dockerd), packages });
         }
@@ -40,7 +49,11 @@ impl Build {
         match (name, flavour) {
             ("busybox", None) => Ok(Self::Busybox),
             ("busybox", Some(_)) => Err(RecipeError::Flavour(name.to_owned())),
-            (name, flavour) => Recipe::named(name, flavour).map(Self::Recipe),
+            (name, flavour) => {
+                let recipe = Recipe::named(name, flavour)?;
+                let base = base.unwrap_or_else(|| recipe.base.clone());
+                Ok(Self::Recipe(Recipe { base, ..recipe }))
+            }
         }
     }
 }
@@ -100,4 +113,21 @@ pub async fn import(
 /// Trees have files of many owners.
 pub(crate) fn must_be_root() -> Result<(), Error> {
     if rustix::process::geteuid().is_root() { Ok(()) } else { Err(Error::NotRoot) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recipe_takes_another_base_and_no_packages() {
+        let mirror = || oci::From::parse("mirror.example/ubuntu:22.04", false).ok();
+        let made = Build::new("ubuntu-22.04", None, Vec::new(), mirror());
+        assert!(matches!(made, Ok(Build::Recipe(recipe)) if Some(&recipe.base) == mirror().as_ref()));
+        for own in ["busybox", "debian-12"] {
+            assert!(matches!(Build::new(own, None, Vec::new(), mirror()), Err(RecipeError::NoBase(_))));
+        }
+        let packages = vec!["vim".to_owned()];
+        assert!(matches!(Build::new("alpine-3.22", None, packages, None), Err(RecipeError::Packages(_))));
+    }
 }

@@ -68,6 +68,10 @@ impl Error {
                 "run `apt-get update`, or give --kernel FILE and --modules DIR"
             }
             Self::Kernel(KernelError::Package { source, .. }) => tool_remedy(source),
+            Self::Kernel(KernelError::Suite { .. }) => {
+                "give a suite of Debian (bookworm-backports), a mirror that has it, and install debian-archive-keyring"
+            }
+            Self::Kernel(KernelError::NoMirror) => "give --debian-mirror URL",
             Self::Kernel(KernelError::None { .. }) => "give a bzImage (vmlinuz) or a vmlinux for x86-64",
             Self::Kernel(KernelError::OtherModules { .. } | KernelError::Release { .. }) => {
                 "give --modules /lib/modules/RELEASE of that kernel, indexed by depmod"

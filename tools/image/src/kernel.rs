@@ -2,11 +2,14 @@
 //!
 //! A kernel is taken as its distribution made it. Its modules are a directory named by the release, as `/lib/modules/RELEASE` is.
 
+mod apt;
 mod package;
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+
+pub use apt::{Archive, Mirror, Suite};
 
 use crate::elf;
 use crate::progress::Progress;
@@ -22,7 +25,12 @@ const BYTES_MAX: u64 = 512 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {
     /// A Debian package, or one that depends on it.
-    Package(String),
+    Package {
+        /// Its name.
+        package: String,
+        /// Where it is from; what this machine's apt knows when absent.
+        archive: Option<Archive>,
+    },
     /// A kernel of this machine, and its modules if there are any.
     File {
         /// The kernel.
@@ -95,6 +103,18 @@ pub enum KernelError {
         /// What was looked for.
         what: &'static str,
     },
+    /// A suite's lists are not to be had.
+    #[error("the lists of Debian's suite `{suite}` cannot be had")]
+    Suite {
+        /// Which.
+        suite: String,
+        /// Why.
+        #[source]
+        source: ToolError,
+    },
+    /// This machine's apt has no mirror of Debian.
+    #[error("this machine's apt knows no mirror of Debian")]
+    NoMirror,
     /// The modules' index cannot be made.
     #[error("the kernel's modules cannot be indexed")]
     Index(#[source] ToolError),
@@ -116,8 +136,9 @@ pub fn fetch(
     progress: &dyn Progress,
 ) -> Result<Kernel, KernelError> {
     match choice {
-        Choice::Package(package) => {
-            package::fetch(package, &scratch.path().join("kernel-package"), cache, progress)
+        Choice::Package { package, archive } => {
+            let directory = scratch.path().join("kernel-package");
+            package::fetch(package, archive.as_ref(), &directory, cache, progress)
         }
         Choice::File { kernel, modules } => {
             progress.step("reading the kernel");

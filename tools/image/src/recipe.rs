@@ -41,6 +41,9 @@ pub enum RecipeError {
     /// It takes no packages.
     #[error("recipe `{0}` takes no --package")]
     Packages(String),
+    /// It has no base.
+    #[error("`{0}` is not made of a base: it takes no --base")]
+    NoBase(String),
     /// It has no such flavour.
     #[error("recipe `{0}` does not have that flavour")]
     Flavour(String),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use image::debian::Flavour;
+use image::kernel::{Mirror, Suite};
 use image::name::ImageName;
 
 use crate::units::parse_size;
@@ -54,6 +55,12 @@ pub struct ImagePart {
     /// Debian package with the kernel.
     #[arg(long, value_name = "PACKAGE", default_value = image::kernel::DEFAULT_PACKAGE, conflicts_with = "kernel")]
     pub kernel_package: String,
+    /// Suite of Debian that package is from, for example bookworm-backports; what this machine's apt knows when absent.
+    #[arg(long, value_name = "SUITE", conflicts_with = "kernel")]
+    pub kernel_suite: Option<Suite>,
+    /// Mirror of Debian for --kernel-suite; the one of this machine's apt when absent.
+    #[arg(long, value_name = "URL", requires = "kernel_suite")]
+    pub debian_mirror: Option<Mirror>,
     /// Kernel of this machine instead of a package's: a bzImage or a vmlinux.
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
@@ -82,6 +89,9 @@ pub struct BuildImage {
     /// What is for containers in it: dockerd, podman or minimal (debian-12 only).
     #[arg(long, value_name = "FLAVOUR")]
     pub flavour: Option<Flavour>,
+    /// Base instead of the recipe's own: the same system from another registry, a layout or an archive, as for `import`.
+    #[arg(long, value_name = "REF|PATH")]
+    pub base: Option<String>,
     /// One more Debian package; may be repeated (debian-12 only).
     #[arg(long = "package", value_name = "PACKAGE")]
     pub packages: Vec<String>,

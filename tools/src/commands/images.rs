@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use image::assemble::Parts;
 use image::build::{self, Build};
-use image::kernel::Choice;
+use image::kernel::{Archive, Choice};
 use image::manifest::Manifest;
 use image::name::ImageName;
 use image::progress::Progress;
@@ -59,8 +59,11 @@ fn failure(error: &image::Error) -> Failure {
 }
 
 async fn make(args: args::BuildImage, json: bool) -> Result<(), Failure> {
-    let what =
-        Build::new(&args.recipe, args.flavour, args.packages).map_err(|error| failure(&error.into()))?;
+    let base = args.base.as_deref().map(|base| image::oci::From::parse(base, false)).transpose();
+    let what = base
+        .map_err(image::Error::from)
+        .and_then(|base| Ok(Build::new(&args.recipe, args.flavour, args.packages, base)?))
+        .map_err(|error| failure(&error))?;
     let name = match &args.part.name {
         Some(name) => name.clone(),
         None => args.recipe.parse().map_err(|_| nameless(&args.recipe))?,
@@ -99,7 +102,10 @@ fn open(part: &ImagePart) -> Result<Store, Failure> {
 fn parts(part: ImagePart, name: ImageName) -> Result<Parts, Failure> {
     let kernel = match part.kernel {
         Some(kernel) => Choice::File { kernel, modules: part.modules },
-        None => Choice::Package(part.kernel_package),
+        None => Choice::Package {
+            package: part.kernel_package,
+            archive: part.kernel_suite.map(|suite| Archive { suite, mirror: part.debian_mirror }),
+        },
     };
     let agent = match part.agent {
         Some(agent) => agent,

@@ -1,29 +1,46 @@
 //! Kernels of Debian's packages: downloaded and checked by apt, unpacked, not installed.
+//!
+//! Until Linux 6.16 a package has a kernel and its modules. Later it is empty and depends on two that have them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Kernel, KernelError, index, io_error, release};
+use super::apt::{Apt, Archive};
+use super::{KernelError, index, io_error, release};
+use crate::kernel::Kernel;
 use crate::progress::Progress;
 use crate::tool::{Tool, ToolError};
 
 /// How many packages may depend on each other until one has a kernel.
 const STEPS_MAX: usize = 4;
+/// How the names of packages begin that have the parts of a newer kernel.
+const PARTS: [&str; 2] = ["linux-binary-", "linux-modules-"];
 
 /// Downloads a package and unpacks it into `directory`.
 pub(super) fn fetch(
     package: &str,
+    archive: Option<&Archive>,
     directory: &Path,
     cache: &Path,
     progress: &dyn Progress,
 ) -> Result<Kernel, KernelError> {
-    let package = concrete(package)?;
-    progress.step(&format!("downloading {package}"));
-    let file = download(&package, cache)?;
-    progress.step(&format!("unpacking {package}"));
-    let lacks = |source| KernelError::Package { package: package.clone(), source };
-    Tool::new("dpkg-deb", "dpkg").arg("-x").arg(&file).arg(directory).run().map_err(lacks)?;
-    let empty = |what| KernelError::Empty { package: package.clone(), what };
+    let begin = Begin::parse(package)?;
+    let (apt, cache) = match archive {
+        Some(archive) => {
+            let cache = cache.join(archive.suite.as_str());
+            (Apt::of(archive, &cache.join("apt"), progress)?, cache)
+        }
+        None => (Apt::default(), cache.to_owned()),
+    };
+    let packages = concrete(&apt, begin)?;
+    for package in &packages {
+        progress.step(&format!("downloading {package}"));
+        let file = download(&apt, package, &cache)?;
+        progress.step(&format!("unpacking {package}"));
+        let lacks = |source| KernelError::Package { package: package.clone(), source };
+        Tool::new("dpkg-deb", "dpkg").arg("-x").arg(&file).arg(directory).run().map_err(lacks)?;
+    }
+    let empty = |what| KernelError::Empty { package: package.to_owned(), what };
     let boot = directory.join("boot");
     let kernel = only(&boot, "vmlinuz-")?.ok_or_else(|| empty("kernel"))?;
     let release = release(&kernel)?.ok_or_else(|| KernelError::Release { path: kernel.clone() })?;
@@ -42,44 +59,52 @@ pub(super) fn fetch(
     Ok(Kernel { file: kernel, release, modules: Some(modules) })
 }
 
-/// The package that has the kernel: `linux-image-cloud-amd64` has none but depends on the current one.
-fn concrete(package: &str) -> Result<String, KernelError> {
-    let mut name = package.to_owned();
-    for _ in 0..STEPS_MAX {
+/// The name of a package that can have a kernel.
+struct Begin(String);
+
+impl Begin {
+    fn parse(name: &str) -> Result<Self, KernelError> {
         let fitting = |byte: u8| byte.is_ascii_alphanumeric() || b".+-~".contains(&byte);
-        if !name.starts_with("linux-image-") || !name.bytes().all(fitting) {
-            return Err(KernelError::PackageName(name));
-        }
-        let text = Tool::new("apt-cache", "apt")
-            .args(["show", "--no-all-versions", &name])
-            .run()
-            .map_err(|source| KernelError::Package { package: name.clone(), source })?;
-        match depends_on_kernel(&String::from_utf8_lossy(&text)) {
-            Some(next) if next != name => name = next,
-            _ => return Ok(name),
+        if name.starts_with("linux-image-") && name.bytes().all(fitting) {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(KernelError::PackageName(name.to_owned()))
         }
     }
-    Err(KernelError::Empty { package: package.to_owned(), what: "kernel" })
 }
 
-/// The first kernel's package among what a package depends on.
-fn depends_on_kernel(record: &str) -> Option<String> {
-    let line = record.lines().find_map(|line| line.strip_prefix("Depends:"))?;
+/// The packages that have the kernel: `linux-image-cloud-amd64` has none but depends on the current one.
+fn concrete(apt: &Apt, begin: Begin) -> Result<Vec<String>, KernelError> {
+    let Begin(mut name) = begin;
+    for _ in 0..STEPS_MAX {
+        let record =
+            apt.record(&name).map_err(|source| KernelError::Package { package: name.clone(), source })?;
+        let depends = dependencies(&record);
+        let of_kind = |kind: &str| depends.iter().find(|other| other.starts_with(kind)).cloned();
+        let parts: Vec<String> = PARTS.into_iter().filter_map(of_kind).collect();
+        // A package that names both a kernel's package and its modules' stands for the former.
+        match of_kind("linux-image-") {
+            Some(next) if next != name => Begin::parse(&next)?.0.clone_into(&mut name),
+            _ if parts.len() == PARTS.len() => return Ok(parts),
+            _ => return Ok(vec![name]),
+        }
+    }
+    Err(KernelError::Empty { package: name, what: "kernel" })
+}
+
+/// What a package depends on, without versions and with all alternatives.
+fn dependencies(record: &str) -> Vec<String> {
+    let line = record.lines().find_map(|line| line.strip_prefix("Depends:")).unwrap_or_default();
     let names = line.split([',', '|']).filter_map(|item| item.split_whitespace().next());
-    names.map(str::to_owned).find(|name| name.starts_with("linux-image-"))
+    names.map(str::to_owned).collect()
 }
 
 /// Downloads a package into the cache; apt checks it against its signed index, also when it is there already.
-fn download(package: &str, cache: &Path) -> Result<PathBuf, KernelError> {
+fn download(apt: &Apt, package: &str, cache: &Path) -> Result<PathBuf, KernelError> {
     let directory = cache.join(package);
     fs::create_dir_all(&directory).map_err(io_error(&directory))?;
     let lacks = |source: ToolError| KernelError::Package { package: package.to_owned(), source };
-    Tool::new("apt-get", "apt")
-        // The download's own user cannot write here.
-        .args(["-q", "-o", "APT::Sandbox::User=root", "download", package])
-        .current_dir(&directory)
-        .run()
-        .map_err(lacks)?;
+    apt.download(package, &directory).map_err(lacks)?;
     newest(&directory, package)?
         .ok_or_else(|| KernelError::Empty { package: package.to_owned(), what: "downloaded file" })
 }
@@ -123,17 +148,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_of_a_meta_package_is_found() {
+    fn what_a_package_depends_on_is_read_without_versions() {
         let record = "Package: linux-image-cloud-amd64\nDepends: linux-image-6.1.0-50-cloud-amd64 (= 6.1.176-1)\nSize: 1\n";
-        assert_eq!(depends_on_kernel(record).as_deref(), Some("linux-image-6.1.0-50-cloud-amd64"));
-        let own = "Package: x\nDepends: kmod, linux-base (>= 4.3~), initramfs-tools (>= 0.120+deb11u2) | linux-initramfs-tool\n";
-        assert_eq!(depends_on_kernel(own), None);
+        assert_eq!(dependencies(record), ["linux-image-6.1.0-50-cloud-amd64"]);
+        let own = "Package: x\nDepends: kmod, initramfs-tools (>= 0.120+deb11u2) | linux-initramfs-tool\n";
+        assert_eq!(dependencies(own), ["kmod", "initramfs-tools", "linux-initramfs-tool"]);
+        assert!(dependencies("Package: x\n").is_empty());
     }
 
     #[test]
     fn what_is_no_kernel_package_is_refused_before_anything_runs() {
         for bad in ["bash", "", "linux-image-x;reboot", "linux-image-a b", "../linux-image-1"] {
-            assert!(matches!(concrete(bad), Err(KernelError::PackageName(_))), "{bad}");
+            assert!(matches!(Begin::parse(bad), Err(KernelError::PackageName(_))), "{bad}");
         }
     }
 }

@@ -57,7 +57,7 @@ pub enum Command {
     Enter(Enter),
     /// Copy files to or from a machine: `mashines cp FILE NAME:/path`, `mashines cp NAME:/path FILE`.
     Cp(Copy),
-    /// Show a machine's serial console.
+    /// Show a machine's serial console, or its journal.
     Logs(Logs),
     /// End a machine; its disks, name and addresses stay.
     Stop(Stop),
@@ -357,6 +357,15 @@ pub struct Logs {
     /// Begin at this byte, counted over the machine's whole life.
     #[arg(long, value_name = "BYTE", default_value_t = 0)]
     pub offset: u64,
+    /// The guest's journal instead, through its agent; for images with systemd.
+    #[arg(short, long, conflicts_with = "offset")]
+    pub journal: bool,
+    /// Only messages of this unit; may be repeated.
+    #[arg(short, long = "unit", value_name = "UNIT", requires = "journal")]
+    pub unit: Vec<String>,
+    /// Only the newest messages, this many; all when absent.
+    #[arg(short = 'n', long, value_name = "N", requires = "journal")]
+    pub lines: Option<u32>,
 }
 
 /// `rm`.

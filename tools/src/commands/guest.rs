@@ -11,9 +11,9 @@ use reqwest::Upgraded;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use wire::agent::{Exec, FromAgent, Info, Request, Size, Task, Variable};
+use wire::agent::{Exec, FailCode, FromAgent, Info, Request, Size, Task, Variable};
 
-use crate::args::{Copy, Enter, Execute};
+use crate::args::{Copy, Enter, Execute, Logs};
 use crate::client::Client;
 use crate::exit::Failure;
 use crate::output;
@@ -49,6 +49,23 @@ pub(super) async fn enter(client: &Client, enter: &Enter) -> Result<(), Failure>
         ..Exec::default()
     };
     run(client, &enter.machine, task).await
+}
+
+/// The guest's journal, as its journalctl shows it; it goes on while the machine moves.
+pub(super) async fn journal(client: &Client, logs: &Logs, json: bool) -> Result<(), Failure> {
+    let mut argv = vec!["journalctl".to_owned(), "--no-pager".to_owned()];
+    argv.push(format!("--output={}", if json { "json" } else { "short-iso" }));
+    argv.extend(logs.follow.then(|| "--follow".to_owned()));
+    argv.push(format!("--lines={}", logs.lines.map_or_else(|| "all".to_owned(), |lines| lines.to_string())));
+    argv.extend(logs.unit.iter().map(|unit| format!("--unit={unit}")));
+    let task = Exec { argv: argv.into_iter().map(String::into_bytes).collect(), ..Exec::default() };
+    match run(client, &logs.machine, task).await {
+        Err(Failure::Exited(code)) if code == FailCode::NotFound.shell_code() => Err(Failure::Failed {
+            detail: format!("{} keeps no journal: there is no journalctl in it", logs.machine),
+            remedy: format!("see its console with `mashines logs {}`", logs.machine),
+        }),
+        outcome => outcome,
+    }
 }
 
 async fn run(client: &Client, machine: &MachineRef, task: Exec) -> Result<(), Failure> {

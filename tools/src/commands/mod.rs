@@ -42,6 +42,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Exec(execute) => guest::exec(&client, &execute).await,
         Command::Enter(enter) => guest::enter(&client, &enter).await,
         Command::Cp(copy) => guest::copy(&client, &copy, json).await,
+        Command::Logs(logs) if logs.journal => guest::journal(&client, &logs, json).await,
         Command::Logs(logs) => logs::run(&client, &logs).await,
         Command::Stop(act) => machines::stop(&client, &act, json).await,
         Command::Start(act) => machines::start(&client, &act, json).await,

@@ -201,6 +201,7 @@ fn lab_task(task: lab::options::Task) -> Result<bool> {
         Task::Run { host, command } => lab::run(&host, &command).map(|code| code == 0),
         Task::Down => lab_down(),
         Task::Demo(options) => tell(&options, Place::Lab),
+        Task::Kernels(options) => try_kernels(&options),
         Task::DemoSkeleton(options) => {
             let ready = lab::prepare()?;
             lab::demo::run(&options, ready).map(|()| true)
@@ -222,6 +223,7 @@ fn linux_story(options: &demo::Options) -> story::Options {
         memory: None,
         migrations: Some(options.migrations),
         image: None,
+        flavour: story::Options::FLAVOUR.to_owned(),
         vcpus: None,
         short: false,
         json: options.json,
@@ -250,6 +252,16 @@ fn tell(options: &story::Options, place: Place) -> Result<bool> {
         println!("{}", serde_json::to_string(result).context("writing the result")?);
     }
     told.map(|result| result.ok)
+}
+
+fn try_kernels(options: &story::kernels::Options) -> Result<bool> {
+    let say = |line: &str| if options.json { eprintln!("{line}") } else { println!("{line}") };
+    story::small_packages()?;
+    let result = story::kernels::in_lab(options, lab::prepare()?, &say)?;
+    if options.json {
+        println!("{}", serde_json::to_string(&result).context("writing the result")?);
+    }
+    Ok(result.ok)
 }
 
 fn lab_up(options: lab::options::Options) -> Result<bool> {

@@ -34,5 +34,6 @@ mod shell;
 mod tsc;
 
 pub use prepare::{Ready, missing, prepare};
+pub use qemu::PLAIN_ADDRESSES;
 pub use running::{Lab, Plan, down, is_up};
 pub use shell::{Shell, run};

@@ -24,7 +24,9 @@ pub enum Task {
     Down,
     /// Bring a lab up, migrate a Linux machine to and fro while it is used, and take the lab down.
     Demo(crate::story::Options),
-    /// The same with the bare-metal test guest, which checks its own memory.
+    /// Bring a lab up, boot and migrate each kernel that Debian's packages offer, and take the lab down.
+    Kernels(crate::story::kernels::Options),
+    /// As `demo`, with the bare-metal test guest, which checks its own memory.
     DemoSkeleton(Options),
 }
 

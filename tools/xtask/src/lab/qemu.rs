@@ -8,6 +8,11 @@
 //! one's IGNNE# flag, with a plain read and write of a word that also says whether that processor is within a guest and takes
 //! interrupts. An entry to a guest, or an exit, in between is undone in part: after 1 to 14 minutes a machine reset itself, or its host's kernel
 //! was interrupted while the guest's segments were loaded.
+//!
+//! Addresses of programs are not randomised, on hosts and in their machines ([`PLAIN_ADDRESSES`]): QEMU 7.2 translates code anew for each address at
+//! which it is mapped, so that each process adds a translation of the C library. The pages of a machine that had left carried tens of thousands of
+//! them, and each write to such a page walks them all: a host that took the machine back stood still for minutes while its kernel
+//! cleared them, byte by byte, for which the processor has no `erms` either.
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +28,8 @@ pub(super) const PROGRAM: &str = "qemu-system-x86_64";
 const CPUS: u32 = 3;
 /// Those on which machines run, and `mashined`, from which they inherit it: all but the first.
 pub(super) const FOR_MACHINES: &str = "1-2";
+/// Argument of Linux, for hosts and machines.
+pub const PLAIN_ADDRESSES: &str = "norandmaps";
 /// Memory for translated code, in MiB; it grows to this only with use.
 const TRANSLATED_MIB: u32 = 1024;
 
@@ -49,7 +56,7 @@ pub(super) fn arguments(lab: &FleetName, host: &Host, common: &Common) -> Vec<St
     let pairs = [
         ("-M", "q35".to_owned()),
         ("-accel", format!("tcg,thread=multi,tb-size={TRANSLATED_MIB}")),
-        ("-cpu", "max,+svm,+npt,-la57".to_owned()),
+        ("-cpu", "max,+svm,+npt,-la57,-erms".to_owned()),
         ("-smp", CPUS.to_string()),
         ("-m", common.ram_mib.to_string()),
         ("-display", "none".to_owned()),
@@ -100,7 +107,9 @@ fn kernel_command_line(lab: &FleetName, host: &Host, common: &Common) -> String 
     let settings = settings.map(|(name, value)| format!(" {name}={value}")).concat();
     // Mitigations guard against other processors' speculation; this one has none, and they cost time.
     let tsc = common.tsc_khz;
-    format!("console=ttyS0 rdinit=/init panic=-1 mitigations=off tsc=reliable tsc_early_khz={tsc}{settings}")
+    format!(
+        "console=ttyS0 rdinit=/init panic=-1 mitigations=off tsc=reliable tsc_early_khz={tsc} {PLAIN_ADDRESSES}{settings}"
+    )
 }
 
 /// A path as the value of an option, where a comma would end it.
@@ -132,7 +141,9 @@ mod tests {
     fn the_processor_is_emulated_with_complete_virtualisation() {
         let line = for_host_b().join(" ");
         assert!(
-            line.contains("-accel tcg,thread=multi,tb-size=1024 -cpu max,+svm,+npt,-la57 -smp 3 -m 3072"),
+            line.contains(
+                "-accel tcg,thread=multi,tb-size=1024 -cpu max,+svm,+npt,-la57,-erms -smp 3 -m 3072"
+            ),
             "{line}"
         );
         assert!(!line.contains("kvm,") && !line.contains("accel kvm"), "{line}");

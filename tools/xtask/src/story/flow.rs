@@ -27,9 +27,9 @@ const BETWEEN: Duration = Duration::from_secs(2);
 
 /// How `mashines image build` makes the image of the short form.
 const BUSYBOX: [&str; 1] = ["busybox"];
-/// The same for the long form.
-const DEBIAN: [&str; 7] =
-    ["debian-12", "--flavour", "podman", "--package", "postgresql", "--package", "postgresql-contrib"];
+/// The same for the long form; a flavour follows.
+const DEBIAN: [&str; 6] =
+    ["debian-12", "--package", "postgresql", "--package", "postgresql-contrib", "--flavour"];
 
 #[derive(Deserialize)]
 struct Machine {
@@ -95,7 +95,7 @@ fn launch(
     let vcpus = options.vcpus.unwrap_or(if options.short { 1 } else { 2 }).to_string();
     let limit = format!("{}s", site.patience(BOOT_LIMIT).as_secs());
     let [first, _] = &site.hosts;
-    let arguments = [
+    let mut arguments = vec![
         "launch",
         "--json",
         "--name",
@@ -113,6 +113,7 @@ fn launch(
         "--timeout",
         &limit,
     ];
+    arguments.extend(site.kernel_argument().iter().flat_map(|argument| ["--cmdline", argument]));
     let begun = Instant::now();
     let text = command::read_told(&mut site.cli(arguments), |line| say(line))?;
     let machine: Machine =
@@ -319,20 +320,24 @@ pub fn provide_image(mashines: &Path, agent: &Path, options: &Options, say: &dyn
     if let Some(name) = &options.image {
         return Ok(name.clone());
     }
-    let (name, recipe) =
-        if options.short { ("lab-busybox", &BUSYBOX[..]) } else { ("lab-debian-12", &DEBIAN[..]) };
+    let flavour = options.flavour.as_str();
+    let (name, recipe) = if options.short {
+        ("lab-busybox".to_owned(), BUSYBOX.to_vec())
+    } else {
+        (format!("lab-debian-12-{flavour}"), [&DEBIAN[..], &[flavour]].concat())
+    };
     let images = fleet::images();
     let made = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
     let image = made(&images.join("images").join(format!("{name}.json")));
     // The small one takes seconds, so it follows what builds it too.
     let parts = if options.short { made(agent).max(made(mashines)) } else { made(agent) };
     if image.is_some() && image >= parts {
-        return Ok(name.to_owned());
+        return Ok(name);
     }
     say(&format!("building the image {name}, once: Debian takes minutes"));
     let mut build = std::process::Command::new(mashines);
-    build.args(["image", "build"]).args(recipe).args(["--name", name, "--agent"]).arg(agent);
+    build.args(["image", "build"]).args(recipe).args(["--name", &name, "--agent"]).arg(agent);
     build.arg("--store").arg(&images);
     command::read_told(&mut build, |line| say(line))?;
-    Ok(name.to_owned())
+    Ok(name)
 }

@@ -7,6 +7,7 @@
 mod copies;
 mod facts;
 mod flow;
+pub mod kernels;
 mod pgbench;
 mod result;
 mod services;
@@ -17,11 +18,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use site::Site;
+
 pub use result::{Migration, Options, StoryResult};
 
 use crate::fleet::layout::FleetName;
 use crate::fleet::leaks::Baseline;
 use crate::fleet::{self, Fleet};
+use crate::lab::options::Ram;
 use crate::lab::{self, Lab};
 use crate::repository::{self, Binaries};
 use crate::setup;
@@ -32,15 +36,25 @@ const EMULATED_SLOWNESS: u32 = 12;
 const LAB_RAM: (&str, &str) = ("4G", "2G");
 /// RAM that machines may use on a host that is a namespace.
 const RAM_LIMIT: &str = "3G";
+/// Takes a lab down.
+type LabDown = Box<dyn FnOnce() -> Result<()>>;
 /// Name of the fleet of namespaces.
 const FLEET: &str = "story";
+
+/// Installs what clients of the short form need, and what makes its image.
+///
+/// # Errors
+/// When it cannot be had.
+pub fn small_packages() -> Result<()> {
+    setup::install(&[("ssh", "openssh-client"), ("busybox", "busybox-static"), ("mkfs.ext4", "e2fsprogs")])
+}
 
 /// Installs what clients of the story need.
 ///
 /// # Errors
 /// When it cannot be had.
 pub fn packages(options: &Options) -> Result<()> {
-    setup::install(&[("ssh", "openssh-client"), ("busybox", "busybox-static"), ("mkfs.ext4", "e2fsprogs")])?;
+    small_packages()?;
     if options.short {
         return Ok(());
     }
@@ -49,20 +63,17 @@ pub fn packages(options: &Options) -> Result<()> {
 
 /// Tells the story in a lab of its own, and takes that down. An error is printed and in the result, which tells how far it came.
 pub fn in_lab(options: &Options, ready: lab::Ready, say: &dyn Fn(&str)) -> StoryResult {
-    tell(options, &ready.binaries.clone(), say, |timeline, image| {
+    tell(options, &ready.binaries.clone(), say, |image, timeline| {
         let ram = if options.short { LAB_RAM.1 } else { LAB_RAM.0 }.parse()?;
         // The short form has its small image fetched by the hosts.
         let images = if options.short { Vec::new() } else { vec![image.to_owned()] };
-        let lab =
-            Lab::up(lab::Plan { options: lab::options::Options { hosts: 2, ram, images }, ready }, timeline)?;
-        timeline("the lab is up and both hosts have joined");
-        Ok((lab.name().clone(), EMULATED_SLOWNESS, move || lab.down()))
+        lab_site(ready, ram, images, timeline)()
     })
 }
 
 /// Tells the story in a fleet of namespaces, on this machine's own KVM, which must be complete.
 pub fn in_fleet(options: &Options, binaries: &Binaries, say: &dyn Fn(&str)) -> StoryResult {
-    tell(options, binaries, say, |timeline, _| {
+    tell(options, binaries, say, |_, timeline| {
         let name: FleetName = FLEET.parse()?;
         let plan = fleet::Plan {
             name: name.clone(),
@@ -76,35 +87,35 @@ pub fn in_fleet(options: &Options, binaries: &Binaries, say: &dyn Fn(&str)) -> S
     })
 }
 
+/// Brings up a lab of two hosts with images.
+fn lab_site<'a>(
+    ready: lab::Ready,
+    ram: Ram,
+    images: Vec<String>,
+    timeline: &'a dyn Fn(&str),
+) -> impl FnOnce() -> Result<(FleetName, u32, LabDown)> + 'a {
+    move || {
+        let options = lab::options::Options { hosts: 2, ram, images };
+        let lab = Lab::up(lab::Plan { options, ready }, timeline)?;
+        timeline("the lab is up and both hosts have joined");
+        Ok((lab.name().clone(), EMULATED_SLOWNESS, Box::new(move || lab.down()) as LabDown))
+    }
+}
+
 fn tell<Down: FnOnce() -> Result<()>>(
     options: &Options,
     binaries: &Binaries,
     say: &dyn Fn(&str),
-    up: impl FnOnce(&dyn Fn(&str), &str) -> Result<(FleetName, u32, Down)>,
+    up: impl FnOnce(&str, &dyn Fn(&str)) -> Result<(FleetName, u32, Down)>,
 ) -> StoryResult {
     let begun = Instant::now();
     let timeline = |what: &str| say(&format!("{:>7.2} s  {what}", begun.elapsed().as_secs_f64()));
     let mut result = StoryResult::default();
     let mut faults = Vec::new();
     let all = || -> Result<()> {
-        let baseline = Baseline::take();
         let image = flow::provide_image(&binaries.mashines, &binaries.agent, options, &timeline)?;
-        let (name, slowness, down) = up(&timeline, &image)?;
-        let site = site::Site {
-            name: name.clone(),
-            mashines: binaries.mashines.clone(),
-            hosts: ["host-a".to_owned(), "host-b".to_owned()],
-            slowness,
-        };
-        let told = flow::tell(&site, options, &image, &timeline, &mut result, &mut faults);
-        if told.is_err() {
-            keep_logs(&name, &timeline);
-        }
-        let ended = down().context("taking everything down");
-        timeline("taken down");
-        let left = baseline.leaks(&name);
-        told.and(ended)?;
-        if left.is_empty() { Ok(()) } else { bail!("left behind: {}", left.join(", ")) }
+        let told = |site: &Site| flow::tell(site, options, &image, &timeline, &mut result, &mut faults);
+        stay(binaries, || up(&image, &timeline), &timeline, told)
     };
     if let Err(error) = all() {
         faults.push(format!("{error:#}"));
@@ -114,6 +125,28 @@ fn tell<Down: FnOnce() -> Result<()>>(
         say(&format!("FAILED: {fault}"));
     }
     result
+}
+
+/// Brings a site up, does `work` there and takes it down, so that nothing of it is left. When the work fails, logs are kept.
+fn stay<Down: FnOnce() -> Result<()>>(
+    binaries: &Binaries,
+    up: impl FnOnce() -> Result<(FleetName, u32, Down)>,
+    timeline: &dyn Fn(&str),
+    work: impl FnOnce(&Site) -> Result<()>,
+) -> Result<()> {
+    let baseline = Baseline::take();
+    let (name, slowness, down) = up()?;
+    let hosts = ["host-a".to_owned(), "host-b".to_owned()];
+    let site = Site { name: name.clone(), mashines: binaries.mashines.clone(), hosts, slowness };
+    let worked = work(&site);
+    if worked.is_err() {
+        keep_logs(&name, timeline);
+    }
+    let ended = down().context("taking everything down");
+    timeline("taken down");
+    let left = baseline.leaks(&name);
+    worked.and(ended)?;
+    if left.is_empty() { Ok(()) } else { bail!("left behind: {}", left.join(", ")) }
 }
 
 /// Copies what daemons and hosts said to where it outlives them, for whoever looks for the cause.

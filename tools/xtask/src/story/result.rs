@@ -9,6 +9,9 @@ pub struct Options {
     /// `--short` of busybox, that is built first if the store lacks it.
     #[arg(long)]
     pub image: Option<String>,
+    /// What runs the container in the image that is built: podman or dockerd.
+    #[arg(long, default_value = Self::FLAVOUR, value_parser = ["podman", "dockerd"], conflicts_with_all = ["image", "short"])]
+    pub flavour: String,
     /// RAM of the machine, as `mashines launch` takes it.
     #[arg(long)]
     pub memory: Option<String>,
@@ -27,6 +30,9 @@ pub struct Options {
 }
 
 impl Options {
+    /// The flavour that is built unless another one is asked for.
+    pub const FLAVOUR: &str = "podman";
+
     /// How often it moves.
     pub fn migrations(&self) -> u32 {
         self.migrations.unwrap_or(if self.short { 1 } else { 5 })

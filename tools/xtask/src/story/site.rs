@@ -11,6 +11,7 @@ use super::facts::{Facts, SCRIPT};
 use crate::fleet::layout::FleetName;
 use crate::fleet::processes::MARK;
 use crate::fleet::{self, netns};
+use crate::lab::PLAIN_ADDRESSES;
 use crate::{command, signals};
 
 /// Transactions a second that an emulated machine does with room for other things.
@@ -49,6 +50,11 @@ impl Site {
     /// hosts beside it, share the few processors of this one.
     pub fn transactions_per_second(&self) -> Option<u32> {
         (self.slowness > 1).then_some(EMULATED_TRANSACTIONS)
+    }
+
+    /// What its machines' kernel is told besides.
+    pub fn kernel_argument(&self) -> Option<&'static str> {
+        (self.slowness > 1).then_some(PLAIN_ADDRESSES)
     }
 
     /// A time that is enough for real machines, as it is enough here.

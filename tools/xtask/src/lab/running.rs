@@ -24,6 +24,9 @@ use crate::{command, signals};
 const JOIN_LIMIT: Duration = Duration::from_secs(90);
 /// How long hosts bear each other's silence: a processor that is emulated is held up for seconds.
 const PEER_TIMEOUT_S: u32 = 20;
+
+/// How often hosts send heartbeats, in milliseconds: three of them last as long as hosts bear each other's silence.
+const HEARTBEAT_MS: u32 = PEER_TIMEOUT_S * 1000 / 3;
 /// How often the API is asked whether the hosts are there.
 const ASK_EVERY: Duration = Duration::from_millis(200);
 /// Size of a host's disk. The file is sparse, so only what is written takes place.
@@ -130,7 +133,8 @@ impl Lab {
     }
 
     fn start_control(&mut self) -> Result<()> {
-        let service = services::control(&self.name, &self.plan.ready.binaries);
+        let mut service = services::control(&self.name, &self.plan.ready.binaries);
+        service.arguments.extend(["--heartbeat-ms".to_owned(), HEARTBEAT_MS.to_string()]);
         let child = service.start(&self.name)?;
         self.children.push((service.name, child));
         let socket = self.name.api_socket();

@@ -47,7 +47,8 @@ impl Flavour {
 
     const fn packages(self) -> &'static str {
         match self {
-            Self::Dockerd => "docker.io,docker-compose,containerd,runc",
+            // Kernels of Debian have AppArmor on: without its parser dockerd starts no container.
+            Self::Dockerd => "docker.io,docker-compose,containerd,runc,apparmor",
             Self::Podman => {
                 "podman,crun,slirp4netns,fuse-overlayfs,uidmap,netavark,aardvark-dns,podman-compose"
             }

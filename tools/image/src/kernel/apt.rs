@@ -106,9 +106,16 @@ impl Apt {
             ],
         };
         progress.step(&format!("reading the lists of Debian's {suite}"));
-        let lacks = |source| KernelError::Suite { suite: suite.to_owned(), source };
-        apt.tool("apt-get").args(["-q", "update"]).run().map_err(lacks)?;
-        Ok(apt)
+        match apt.tool("apt-get").args(["-q", "update"]).run() {
+            Ok(_) => Ok(apt),
+            Err(source) => {
+                // Lists of what may be no suite at all are of no use; those that were good come again.
+                let _ = fs::remove_dir_all(directory);
+                // Goes only when nothing was ever downloaded from it.
+                let _ = directory.parent().map(fs::remove_dir);
+                Err(KernelError::Suite { suite: suite.to_owned(), source })
+            }
+        }
     }
 
     fn tool(&self, program: &str) -> Tool {

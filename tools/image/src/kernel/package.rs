@@ -1,6 +1,6 @@
 //! Kernels of Debian's packages: downloaded and checked by apt, unpacked, not installed.
 //!
-//! Until Linux 6.16 a package has a kernel and its modules. Later it is empty and depends on two that have them.
+//! Until Linux 6.16 a package has a kernel and its modules. Later it is empty and depends on others that have them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,10 @@ use crate::tool::{Tool, ToolError};
 
 /// How many packages may depend on each other until one has a kernel.
 const STEPS_MAX: usize = 4;
-/// How the names of packages begin that have the parts of a newer kernel.
+/// How the names of the packages begin that have a newer kernel: itself, and its modules.
 const PARTS: [&str; 2] = ["linux-binary-", "linux-modules-"];
+/// How the name of a package begins that can have what both need: the list of what is built in.
+const COMMON: &str = "linux-base-";
 
 /// Downloads a package and unpacks it into `directory`.
 pub(super) fn fetch(
@@ -41,8 +43,7 @@ pub(super) fn fetch(
         Tool::new("dpkg-deb", "dpkg").arg("-x").arg(&file).arg(directory).run().map_err(lacks)?;
     }
     let empty = |what| KernelError::Empty { package: package.to_owned(), what };
-    let boot = directory.join("boot");
-    let kernel = only(&boot, "vmlinuz-")?.ok_or_else(|| empty("kernel"))?;
+    let kernel = unpacked_kernel(directory)?.ok_or_else(|| empty("kernel"))?;
     let release = release(&kernel)?.ok_or_else(|| KernelError::Release { path: kernel.clone() })?;
     let modules = ["lib/modules", "usr/lib/modules"]
         .map(|path| directory.join(path).join(&release))
@@ -81,11 +82,11 @@ fn concrete(apt: &Apt, begin: Begin) -> Result<Vec<String>, KernelError> {
             apt.record(&name).map_err(|source| KernelError::Package { package: name.clone(), source })?;
         let depends = dependencies(&record);
         let of_kind = |kind: &str| depends.iter().find(|other| other.starts_with(kind)).cloned();
-        let parts: Vec<String> = PARTS.into_iter().filter_map(of_kind).collect();
+        let parts: Option<Vec<String>> = PARTS.into_iter().map(of_kind).collect();
         // A package that names both a kernel's package and its modules' stands for the former.
-        match of_kind("linux-image-") {
-            Some(next) if next != name => Begin::parse(&next)?.0.clone_into(&mut name),
-            _ if parts.len() == PARTS.len() => return Ok(parts),
+        match (of_kind("linux-image-"), parts) {
+            (Some(next), _) if next != name => Begin::parse(&next)?.0.clone_into(&mut name),
+            (_, Some(parts)) => return Ok(parts.into_iter().chain(of_kind(COMMON)).collect()),
             _ => return Ok(vec![name]),
         }
     }
@@ -125,13 +126,15 @@ fn newest(directory: &Path, package: &str) -> Result<Option<PathBuf>, KernelErro
     Ok(found)
 }
 
-fn only(directory: &Path, prefix: &str) -> Result<Option<PathBuf>, KernelError> {
-    if !directory.is_dir() {
-        return Ok(None);
+/// The kernel in what was unpacked: newer packages have it beside its modules.
+fn unpacked_kernel(directory: &Path) -> Result<Option<PathBuf>, KernelError> {
+    let (boot, modules) = (directory.join("boot"), directory.join("usr/lib/modules"));
+    let mut places = if boot.is_dir() { entries(&boot)? } else { Vec::new() };
+    places.retain(|path| name_of(path).is_some_and(|name| name.starts_with("vmlinuz-")));
+    if modules.is_dir() {
+        places.extend(entries(&modules)?.into_iter().map(|release| release.join("vmlinuz")));
     }
-    Ok(entries(directory)?
-        .into_iter()
-        .find(|path| name_of(path).is_some_and(|name| name.starts_with(prefix))))
+    Ok(places.into_iter().find(|path| path.is_file()))
 }
 
 fn entries(directory: &Path) -> Result<Vec<PathBuf>, KernelError> {

@@ -168,21 +168,14 @@ impl Digest {
             text
         })
     }
-}
 
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256:{}", self.hex())
-    }
-}
-
-impl FromStr for Digest {
-    type Err = ParseIdError;
-
-    /// Reads `sha256:` and 64 lower-case hex digits.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bad = || ParseIdError::NotADigest(text.to_owned());
-        let hex = text.strip_prefix("sha256:").ok_or_else(bad)?;
+    /// Reads the 64 lower-case hex digits that [`Self::hex`] writes.
+    ///
+    /// # Errors
+    /// [`ParseIdError::NotADigest`].
+    pub fn from_hex(hex: &str) -> Result<Self, ParseIdError> {
+        // The text can be anyone's, and of any length.
+        let bad = || ParseIdError::NotADigest(hex.chars().take(80).collect());
         let nibbles: Option<Vec<u8>> = hex
             .bytes()
             .map(|b| match b {
@@ -197,6 +190,39 @@ impl FromStr for Digest {
             *byte = pair[0] << 4 | pair[1];
         }
         Ok(Self(digest))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", self.hex())
+    }
+}
+
+impl FromStr for Digest {
+    type Err = ParseIdError;
+
+    /// Reads `sha256:` and 64 lower-case hex digits.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("sha256:") {
+            Some(hex) => Self::from_hex(hex),
+            None => Err(ParseIdError::NotADigest(text.chars().take(80).collect())),
+        }
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Digest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text: std::borrow::Cow<'de, str> = serde::Deserialize::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 

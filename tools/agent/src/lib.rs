@@ -2,6 +2,7 @@
 //!
 //! * [`init`]: from the kernel's first process to the image's own init: modules, root, network, identity.
 //! * [`daemon`]: commands, files, clock and news of the guest for the host, over vsock.
+//! * [`guard`]: starts the agent again should it ever end.
 //! * [`archive`]: files and directories as a tar stream; used by both ends of `mashines cp`.
 //! * [`users`]: who is who, from `/etc/passwd` and `/etc/group` (a static program has no NSS). * [`log`]: the kernel's log.
 //! * [`power`]: the power button.
@@ -10,6 +11,7 @@
 
 pub mod archive;
 pub mod daemon;
+pub mod guard;
 pub mod init;
 pub mod log;
 pub mod power;

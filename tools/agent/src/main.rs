@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! /init                                  (as the kernel's first process)
-//! mashine-agent serve --vsock PORT | --unix PATH
+//! mashine-agent serve [--vsock PORT | --unix PATH]
+//! mashine-agent guard [--vsock PORT | --unix PATH]      (the same, started again whenever it ends)
 //! mashine-agent tar-export PATH > ARCHIVE
 //! mashine-agent tar-import PATH < ARCHIVE
 //! ```
@@ -13,10 +14,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use agent::daemon::{self, listen::Address};
-use agent::{archive, init, say};
+use agent::{archive, guard, init, say};
 
 const USAGE: &str =
-    "usage: mashine-agent serve [--vsock PORT | --unix PATH] | tar-export PATH | tar-import PATH";
+    "usage: mashine-agent serve|guard [--vsock PORT | --unix PATH] | tar-export PATH | tar-import PATH";
 
 fn main() -> ExitCode {
     if rustix::process::getpid().is_init() {
@@ -31,12 +32,8 @@ fn main() -> ExitCode {
         ["tar-import", _] => {
             archive::unpack(io::stdin().lock(), Path::new(&arguments[1])).map_err(|e| e.to_string())
         }
-        ["serve"] => serve(&Address::Vsock(wire::agent::VSOCK_PORT)),
-        ["serve", "--unix", path] => serve(&Address::Unix(path.into())),
-        ["serve", "--vsock", port] => match port.parse() {
-            Ok(port) => serve(&Address::Vsock(port)),
-            Err(_) => Err(USAGE.to_owned()),
-        },
+        ["guard", rest @ ..] if address(rest).is_some() => guard::run(rest),
+        ["serve", rest @ ..] => address(rest).map_or_else(|| Err(USAGE.to_owned()), |at| serve(&at)),
         _ => Err(USAGE.to_owned()),
     };
     match done {
@@ -45,6 +42,15 @@ fn main() -> ExitCode {
             eprintln!("mashine-agent: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn address(words: &[&str]) -> Option<Address> {
+    match words {
+        [] => Some(Address::Vsock(wire::agent::VSOCK_PORT)),
+        ["--unix", path] => Some(Address::Unix(path.into())),
+        ["--vsock", port] => port.parse().ok().map(Address::Vsock),
+        _ => None,
     }
 }
 

@@ -8,6 +8,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use common::{Agent, Script, exec};
+use rustix::process::{Pid, Signal};
 use wire::agent::{Ended, Exec, ExitStatus, FailCode, FromAgent, Request, Size, Task, ToAgent, Variable};
 
 fn failed(ended: &Ended) -> FailCode {
@@ -204,4 +205,22 @@ fn connections_are_bounded_and_come_back() {
     all.clear();
     let done = agent.run(exec(&["true"]), Script::default());
     assert_eq!(done.ended, Ended::Exited(ExitStatus::Code(0)));
+}
+
+#[test]
+fn an_agent_that_is_killed_is_started_again() {
+    let guard = Agent::start_as("guard");
+    let children = format!("/proc/{0}/task/{0}/children", guard.pid());
+    let agent = || fs::read_to_string(&children).unwrap().trim().parse::<i32>().ok().and_then(Pid::from_raw);
+    let first = agent();
+    rustix::process::kill_process(first.unwrap(), Signal::KILL).unwrap();
+    let begun = Instant::now();
+    while agent().is_none_or(|agent| Some(agent) == first) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "no other agent was started");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    guard.await_listening();
+    let done = guard.run(exec(&["sh", "-c", "cat /proc/self/oom_score_adj"]), Script::default());
+    assert_eq!(done.ended, Ended::Exited(ExitStatus::Code(0)));
+    assert_eq!(done.out, b"0\n");
 }

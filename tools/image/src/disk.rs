@@ -8,7 +8,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::digest::Digest;
+use crate::digest::digest_of;
 use crate::tool::{Tool, ToolError};
 
 /// The file system's block size.
@@ -184,10 +184,10 @@ fn measure(tree: &Path) -> Result<Contents, DiskError> {
 
 /// An identifier made of a name, in the form of a UUID of version 8.
 fn uuid(seed: &str) -> String {
-    let mut bytes = Digest::of(seed.as_bytes()).first_16();
+    let mut bytes = digest_of(seed.as_bytes()).0;
     bytes[6] = bytes[6] & 0x0f | 0x80;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = bytes.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     [hex.get(..8), hex.get(8..12), hex.get(12..16), hex.get(16..20), hex.get(20..)]
         .map(Option::unwrap_or_default)
         .join("-")

@@ -19,7 +19,7 @@ use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::digest::{BadDigest, Digest, Hashing};
+use crate::digest::{Digest, Hashing, ParseIdError};
 use crate::manifest::{BYTES_MAX, Blob, Manifest, SCHEMA};
 use crate::name::ImageName;
 
@@ -335,7 +335,7 @@ impl Store {
         let blobs = self.blobs();
         let mut freed = Freed::default();
         for entry in fs::read_dir(&blobs).map_err(io_error("read", &blobs))?.flatten() {
-            let digest: std::result::Result<Digest, BadDigest> =
+            let digest: std::result::Result<Digest, ParseIdError> =
                 Digest::from_hex(entry.file_name().to_str().unwrap_or_default());
             // What is not a blob is not ours to remove.
             let Ok(digest) = digest else { continue };

@@ -124,7 +124,7 @@ fn archives_of_both_kinds_and_compressed_ones_are_read() {
     let ground = Ground::new();
     let layer = plain_layer(&[Entry::file("hello", "world")]);
     let made = image(&[layer]);
-    let path = |blob: &[u8]| format!("blobs/sha256/{}", image::digest::Digest::of(blob).hex());
+    let path = |blob: &[u8]| format!("blobs/sha256/{}", image::digest::digest_of(blob).hex());
     let index = {
         let directory = ground.path("layout");
         layout(&directory, &made);
@@ -171,7 +171,7 @@ fn layouts_that_lie_are_refused() {
     for (number, blob) in made.blobs.iter().enumerate() {
         let directory = ground.path(&format!("lying-{number}"));
         layout(&directory, &made);
-        let file = directory.join("blobs/sha256").join(image::digest::Digest::of(blob).hex());
+        let file = directory.join("blobs/sha256").join(image::digest::digest_of(blob).hex());
         let mut wrong = blob.clone();
         *wrong.last_mut().unwrap() ^= 0x20;
         fs::write(&file, &wrong).unwrap();
@@ -185,7 +185,7 @@ fn layouts_that_lie_are_refused() {
         assert!(matches!(ground.tree(&from, &Limits::default()), Err(OciError::Lacks { .. })));
     }
     let other =
-        Packed { unpacked: image::digest::Digest::of(b"other"), ..gzip_layer(&[Entry::file("a", "x")]) };
+        Packed { unpacked: image::digest::digest_of(b"other"), ..gzip_layer(&[Entry::file("a", "x")]) };
     let error = ground.layers(&[other], &Limits::default()).unwrap_err();
     assert!(matches!(error, OciError::Digest { .. }), "{error:?}");
     assert_eq!(ground.left_behind(), 0);

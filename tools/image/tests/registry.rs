@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::str::FromStr as _;
 
 use common::{Entry, Ground, Image, gzip_layer, image, is_root, zstd_layer};
-use image::digest::Digest;
+use image::digest::digest_of;
 use image::oci::OciError;
 use image::oci::limits::Limits;
 use oci_client::Reference;
@@ -67,7 +67,7 @@ impl Registry {
         runtime.block_on(async {
             client.store_auth_if_needed(&self.address, &RegistryAuth::Anonymous).await;
             for blob in &image.blobs[..image.blobs.len() - 1] {
-                let digest = Digest::of(blob).to_string();
+                let digest = digest_of(blob).to_string();
                 client.push_blob(&reference, blob.clone(), &digest).await.unwrap();
             }
             let kind = MANIFEST.parse().unwrap();
@@ -92,7 +92,7 @@ fn an_image_comes_back_as_it_was_pushed() {
     let Some(registry) = Registry::start(ground.directory.path()) else { return };
     let made = image(&[gzip_layer(&[Entry::file("a", "1")]), zstd_layer(&[Entry::file("b", "2")])]);
     registry.push("team/app:v1", &made);
-    let by_digest = format!("team/app@{}", Digest::of(&made.manifest));
+    let by_digest = format!("team/app@{}", digest_of(&made.manifest));
     for name in ["team/app:v1", &by_digest] {
         let (_scratch, root) =
             ground.tree(&format!("{}/{name}", registry.address), &Limits::default()).unwrap();
@@ -146,8 +146,8 @@ fn answer(mut stream: TcpStream, answers: &BTreeMap<String, Vec<u8>>) -> Option<
 
 /// What an honest registry would answer.
 fn honest(image: &Image) -> BTreeMap<String, Vec<u8>> {
-    let blobs = image.blobs.iter().map(|blob| (format!("/v2/app/blobs/{}", Digest::of(blob)), blob.clone()));
-    let manifests = ["v1".to_owned(), Digest::of(&image.manifest).to_string()];
+    let blobs = image.blobs.iter().map(|blob| (format!("/v2/app/blobs/{}", digest_of(blob)), blob.clone()));
+    let manifests = ["v1".to_owned(), digest_of(&image.manifest).to_string()];
     let manifests = manifests.map(|name| (format!("/v2/app/manifests/{name}"), image.manifest.clone()));
     blobs.chain(manifests).collect()
 }
@@ -166,7 +166,7 @@ fn a_registry_that_lies_is_found_out() {
     pull(honest(&made), "app:v1").unwrap();
 
     for (number, blob) in made.blobs[..2].iter().enumerate() {
-        let path = format!("/v2/app/blobs/{}", Digest::of(blob));
+        let path = format!("/v2/app/blobs/{}", digest_of(blob));
         let mut flipped = blob.clone();
         *flipped.last_mut().unwrap() ^= 1;
         let longer = [blob, &b"more"[..]].concat();
@@ -186,7 +186,7 @@ fn a_registry_that_lies_is_found_out() {
         }
     }
     // Another, whole image under the digest that was asked for.
-    let digest = Digest::of(&made.manifest);
+    let digest = digest_of(&made.manifest);
     let mut answers = honest(&made);
     answers.extend(honest(&other));
     answers.insert(format!("/v2/app/manifests/{digest}"), other.manifest.clone());

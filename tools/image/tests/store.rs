@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Barrier;
 
-use image::digest::Digest;
+use image::digest::digest_of;
 use image::manifest::{Blob, Config, KernelBlob, Manifest, SCHEMA, Source};
 use image::store::{Store, StoreError};
 
@@ -56,7 +56,7 @@ fn blobs_are_shared_and_collected() {
     assert_eq!(store.image(&"first".parse().unwrap()).unwrap(), first);
     let freed = store.remove(&"first".parse().unwrap()).unwrap();
     assert_eq!((freed.blobs, freed.bytes), (2, 11));
-    assert_eq!(fs::read(store.blob(Digest::of(b"kernel"))).unwrap(), b"kernel");
+    assert_eq!(fs::read(store.blob(digest_of(b"kernel"))).unwrap(), b"kernel");
     assert!(matches!(store.remove(&"first".parse().unwrap()), Err(StoreError::NoSuchImage(_))));
     store.remove(&"second:v1".parse().unwrap()).unwrap();
     assert_eq!(
@@ -119,7 +119,7 @@ fn manifests_of_others_are_refused_and_stop_collection() {
         // Nobody knows what it names, so nothing may go.
         publish(&store, "removed", b"another disk", b"kernel").unwrap();
         store.remove(&"removed".parse().unwrap()).unwrap_err();
-        assert!(store.blob(Digest::of(b"another disk")).exists(), "{name}");
+        assert!(store.blob(digest_of(b"another disk")).exists(), "{name}");
         fs::remove_file(file).unwrap();
     }
     fs::write(images.join("long.json"), vec![b' '; 2 << 20]).unwrap();
@@ -132,7 +132,7 @@ fn an_image_without_its_blobs_is_not_published() {
     let store = Store::open(directory.path()).unwrap();
     let mut manifest = publish(&store, "good", b"disk", b"kernel").unwrap();
     manifest.name = "lacking".parse().unwrap();
-    manifest.disk = Blob { digest: Digest::of(b"never was"), bytes: 9 };
+    manifest.disk = Blob { digest: digest_of(b"never was"), bytes: 9 };
     let error = store.publish(&manifest, Vec::new()).unwrap_err();
     assert!(matches!(error, StoreError::Incomplete { what: "root disk", .. }));
     assert!(matches!(store.image(&manifest.name), Err(StoreError::NoSuchImage(_))));

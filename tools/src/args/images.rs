@@ -86,7 +86,7 @@ pub struct ImagePart {
 pub struct BuildImage {
     /// busybox, debian-12, or ubuntu-22.04, ubuntu-24.04, alpine-3.19 to alpine-3.22.
     pub recipe: String,
-    /// What is for containers in it: dockerd, podman or minimal (debian-12 only).
+    /// What is for containers in it: dockerd, podman or minimal (not in busybox).
     #[arg(long, value_name = "FLAVOUR")]
     pub flavour: Option<Flavour>,
     /// Base instead of the recipe's own: the same system from another registry, a layout or an archive, as for `import`.

@@ -11,6 +11,7 @@
 //! * [`report`]: what a long command did.
 
 pub mod ability;
+mod answers;
 pub mod bench;
 pub mod check;
 pub mod command;

@@ -11,19 +11,18 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::process::{ioctl_tiocsctty, setpgid, setsid};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use wire::agent::{Exec, FailCode, Size, Task};
 
+use crate::guard;
 use crate::users::User;
 
 /// Search path of programs whose client gives none.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// The agent itself, also when its file is gone with the initramfs.
-const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// A program that was not started.
 #[derive(Debug, thiserror::Error)]
@@ -61,11 +60,11 @@ pub fn start(task: &Task) -> Result<Started, Refused> {
         Task::Exec(exec) => start_exec(exec, None),
         Task::Export { path, user } => {
             let argv = vec![b"mashine-agent".to_vec(), b"tar-export".to_vec(), path.clone()];
-            start_exec(&built_in(argv, user.clone(), false), Some(OWN_PROGRAM))
+            start_exec(&built_in(argv, user.clone(), false), Some(guard::PROGRAM))
         }
         Task::Import { path, user } => {
             let argv = vec![b"mashine-agent".to_vec(), b"tar-import".to_vec(), path.clone()];
-            start_exec(&built_in(argv, user.clone(), true), Some(OWN_PROGRAM))
+            start_exec(&built_in(argv, user.clone(), true), Some(guard::PROGRAM))
         }
     }
 }
@@ -179,6 +178,7 @@ fn become_user(command: &mut Command, user: &User, cwd: CString, is_tty: bool) {
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     let is_root = rustix::process::geteuid().is_root();
     let prepare = move || {
+        be_as_mortal_as_others();
         if is_tty {
             setsid()?;
             ioctl_tiocsctty(rustix::stdio::stdin())?;
@@ -190,11 +190,18 @@ fn become_user(command: &mut Command, user: &User, cwd: CString, is_tty: bool) {
             set_thread_res_gid(gid, gid, gid)?;
             set_thread_res_uid(uid, uid, uid)?;
         }
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+        rustix::process::umask(Mode::from_raw_mode(0o022));
         Ok(rustix::process::chdir(cwd.as_c_str())?)
     };
     // SAFETY: `prepare` makes system calls only: it neither allocates nor takes a lock, so it may run after `fork`.
     unsafe { command.pre_exec(prepare) };
+}
+
+/// What the agent is spared, its programs are not: see [`crate::guard`]. Between `fork` and `exec`.
+fn be_as_mortal_as_others() {
+    if let Ok(file) = rustix::fs::open(guard::OOM_SCORE, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+        let _ = rustix::io::write(&file, b"0");
+    }
 }
 
 /// Makes the console, which is the program's input already, its controlling terminal.

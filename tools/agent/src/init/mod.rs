@@ -20,7 +20,7 @@ pub mod root;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -28,7 +28,7 @@ use rustix::io::Errno;
 use self::cmdline::Cmdline;
 use self::config::Config;
 use self::device::Events;
-use crate::say;
+use crate::{guard, say};
 
 /// Paths of kernel modules, one a line, in the order in which they are loaded.
 const MODULES: &str = "/mashines/modules";
@@ -62,7 +62,9 @@ pub fn run() -> ! {
     }
     identity::establish(&config);
     mount_volumes(&config, &events);
-    start_agent();
+    if let Err(error) = guard::spawn() {
+        say!("cannot start the agent: {error}");
+    }
     if is_rooted {
         exec_init(&cmdline, &config);
     }
@@ -173,16 +175,6 @@ fn mount_volumes(config: &Config, events: &Events) {
         if let Err(error) = mounted {
             say!("volume {} on {}: {error}", volume.device, volume.mountpoint);
         }
-    }
-}
-
-/// Starts the agent from our own image, which is in memory only. The `@` keeps systemd from ending it before everything else.
-fn start_agent() {
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("@mashine-agent").arg("serve").env_clear().env("MASHINES_KMSG", "1").current_dir("/");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-    if let Err(error) = command.spawn() {
-        say!("cannot start the agent: {error}");
     }
 }
 

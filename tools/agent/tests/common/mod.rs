@@ -2,9 +2,11 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal};
 use wire::agent::{
     ClientSession, Ended, Exec, FailCode, FromAgent, News, SessionId, Size, Stream, Task, ToAgent, VERSION,
 };
@@ -94,16 +96,29 @@ impl Wire {
 
 impl Agent {
     pub fn start() -> Self {
+        Self::start_as("serve")
+    }
+
+    /// As `serve`, or with a guard.
+    pub fn start_as(subcommand: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_mashine-agent"));
-        command.arg("serve").arg("--unix").arg(directory.path().join("agent"));
+        command.arg(subcommand).arg("--unix").arg(directory.path().join("agent")).process_group(0);
         let agent = Self { process: command.spawn().unwrap(), directory };
+        agent.await_listening();
+        agent
+    }
+
+    pub fn await_listening(&self) {
         let begun = Instant::now();
-        while UnixStream::connect(agent.directory.path().join("agent")).is_err() {
+        while UnixStream::connect(self.directory.path().join("agent")).is_err() {
             assert!(begun.elapsed() < Duration::from_secs(10), "the agent does not listen");
             std::thread::sleep(Duration::from_millis(5));
         }
-        agent
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     pub fn connect(&self) -> Wire {
@@ -137,7 +152,9 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        let _ = self.process.kill();
+        // With what a guard started.
+        let group = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw).unwrap();
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
         let _ = self.process.wait();
     }
 }

@@ -6,7 +6,7 @@ use super::OciError;
 use super::format::{self, Descriptor, DockerManifest, Document};
 use super::layer::Layer;
 use super::limits::{DOCUMENT_BYTES_MAX, LAYERS_MAX, Limits};
-use crate::digest::Digest;
+use crate::digest::{Digest, digest_of};
 use crate::manifest::Config;
 use crate::root::Root;
 
@@ -50,7 +50,7 @@ fn read_blob(root: &Root, descriptor: &Descriptor) -> Result<Vec<u8>, OciError> 
 
 /// Checks bytes against a digest.
 pub(super) fn verify(bytes: &[u8], wanted: Digest, what: &str) -> Result<(), OciError> {
-    let found = Digest::of(bytes);
+    let found = digest_of(bytes);
     if found == wanted { Ok(()) } else { Err(OciError::Digest { what: what.to_owned(), wanted, found }) }
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::digest::{BadDigest, Digest};
+use crate::digest::{Digest, ParseIdError};
 
 /// Why an image cannot be imported.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +51,7 @@ pub enum OciError {
     },
     /// A digest that is none, or of a kind that is not known.
     #[error(transparent)]
-    BadDigest(#[from] BadDigest),
+    BadDigest(#[from] ParseIdError),
     /// A description that cannot be read.
     #[error("{what} cannot be read")]
     Json {

@@ -204,9 +204,10 @@ pub(super) fn config(bytes: &[u8]) -> Result<(Config, Vec<Digest>), OciError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::digest_of;
 
     fn descriptor(media_type: &str) -> String {
-        format!(r#"{{"mediaType":"{media_type}","digest":"{}","size":1}}"#, Digest::of(b"x"))
+        format!(r#"{{"mediaType":"{media_type}","digest":"{}","size":1}}"#, digest_of(b"x"))
     }
 
     fn manifest(config: &str, layer: &str) -> String {
@@ -232,13 +233,13 @@ mod tests {
         let one = |os: &str, architecture: &str| {
             format!(
                 r#"{{"digest":"{}","size":1,"platform":{{"os":"{os}","architecture":"{architecture}"}}}}"#,
-                Digest::of(architecture.as_bytes())
+                digest_of(architecture.as_bytes())
             )
         };
         let index = |ones: &[String]| format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, ones.join(","));
         let both = index(&[one("linux", "arm64"), one("linux", "amd64")]);
         let Ok(Document::Index(found)) = document(both.as_bytes()) else { panic!("no index") };
-        assert_eq!(found.digest, Digest::of(b"amd64"));
+        assert_eq!(found.digest, digest_of(b"amd64"));
         for none in [index(&[one("linux", "arm64")]), index(&[one("windows", "amd64")]), index(&[])] {
             assert!(matches!(document(none.as_bytes()), Err(OciError::Architecture(_))));
         }

@@ -9,6 +9,11 @@ use oci_client::Reference;
 use super::OciError;
 use crate::name::ImageName;
 
+/// How containers-transports(5) marks an archive.
+const ARCHIVES: [&str; 2] = ["docker-archive:", "oci-archive:"];
+/// How containers-transports(5) marks a reference.
+const REGISTRY: &str = "docker://";
+
 /// Where an image is to be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum From {
@@ -26,7 +31,8 @@ pub enum From {
 }
 
 impl From {
-    /// What is meant: `oci:DIR`; a file, if there is one or it looks like a path; else a reference.
+    /// What is meant: `oci:DIR`; a file, if there is one or it looks like a path; else a reference. What skopeo
+    /// and podman write before an archive or a reference may stand there.
     ///
     /// # Errors
     /// When it is none of these.
@@ -34,6 +40,10 @@ impl From {
         if let Some(directory) = text.strip_prefix("oci:") {
             return Ok(Self::Layout(PathBuf::from(directory)));
         }
+        if let Some(file) = ARCHIVES.iter().find_map(|transport| text.strip_prefix(transport)) {
+            return if Path::new(file).is_file() { Ok(Self::File(file.into())) } else { Err(unknown(file)) };
+        }
+        let text = text.strip_prefix(REGISTRY).unwrap_or(text);
         let path = Path::new(text);
         if path.is_dir() {
             return Ok(Self::Layout(path.to_owned()));
@@ -106,7 +116,10 @@ mod tests {
         let debian = From::parse("debian:12", false).unwrap();
         assert_eq!(debian.to_string(), "docker.io/library/debian:12");
         assert_eq!(debian.name().unwrap().to_string(), "debian:12");
-        for bad in ["/no/such/file", "./x.tar", "UPPER CASE", "", "a:b:c:d"] {
+        assert_eq!(From::parse("docker://debian:12", false).unwrap(), debian);
+        let marked = From::parse(&format!("docker-archive:{}", file.display()), false).unwrap();
+        assert_eq!(marked, parsed);
+        for bad in ["docker-archive:/no/such/file", "/no/such/file", "./x.tar", "UPPER CASE", "", "a:b:c:d"] {
             assert!(matches!(From::parse(bad, false), Err(OciError::Reference(_))), "{bad}");
         }
     }

@@ -15,7 +15,7 @@ use super::OciError;
 use super::bundle::{self, Bundle, blob_path};
 use super::format::{self, Descriptor, Document};
 use super::limits::{DOCUMENT_BYTES_MAX, Limits};
-use crate::digest::{Digest, Hashing};
+use crate::digest::{Digest, Hashing, digest_of};
 use crate::progress::Progress;
 use crate::root::Root;
 
@@ -93,7 +93,7 @@ impl Registry<'_> {
                 bundle::verify(&bytes, wanted, "the manifest")?;
             }
             match format::document(&bytes)? {
-                Document::Manifest(manifest) => return Ok((manifest, Digest::of(&bytes))),
+                Document::Manifest(manifest) => return Ok((manifest, digest_of(&bytes))),
                 Document::Index(descriptor) => {
                     reference = self.reference.clone_with_digest(descriptor.digest.to_string());
                     wanted = Some(descriptor.digest);

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use image::digest::Digest;
+use image::digest::{Digest, digest_of};
 use image::oci::limits::Limits;
 use image::oci::{From, OciError};
 use image::progress::Silent;
@@ -127,14 +127,14 @@ pub struct Packed {
 
 pub fn plain_layer(entries: &[Entry]) -> Packed {
     let tar = tar(entries);
-    Packed { media_type: "application/vnd.oci.image.layer.v1.tar", unpacked: Digest::of(&tar), blob: tar }
+    Packed { media_type: "application/vnd.oci.image.layer.v1.tar", unpacked: digest_of(&tar), blob: tar }
 }
 
 pub fn gzip_layer(entries: &[Entry]) -> Packed {
     let tar = tar(entries);
     Packed {
         media_type: "application/vnd.oci.image.layer.v1.tar+gzip",
-        unpacked: Digest::of(&tar),
+        unpacked: digest_of(&tar),
         blob: gzip(&tar),
     }
 }
@@ -143,7 +143,7 @@ pub fn zstd_layer(entries: &[Entry]) -> Packed {
     let tar = tar(entries);
     Packed {
         media_type: "application/vnd.oci.image.layer.v1.tar+zstd",
-        unpacked: Digest::of(&tar),
+        unpacked: digest_of(&tar),
         blob: zstd(&tar),
     }
 }
@@ -166,11 +166,11 @@ pub fn image(layers: &[Packed]) -> Image {
     let config = serde_json::to_vec(&config).unwrap();
     let described: Vec<_> = layers
         .iter()
-        .map(|layer| serde_json::json!({ "mediaType": layer.media_type, "digest": Digest::of(&layer.blob), "size": layer.blob.len() }))
+        .map(|layer| serde_json::json!({ "mediaType": layer.media_type, "digest": digest_of(&layer.blob), "size": layer.blob.len() }))
         .collect();
     let manifest = serde_json::json!({
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": Digest::of(&config), "size": config.len() },
+        "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest_of(&config), "size": config.len() },
         "layers": described,
     });
     let manifest = serde_json::to_vec(&manifest).unwrap();
@@ -184,11 +184,11 @@ pub fn image(layers: &[Packed]) -> Image {
 pub fn layout(directory: &Path, image: &Image) {
     fs::create_dir_all(directory.join("blobs/sha256")).unwrap();
     for blob in &image.blobs {
-        fs::write(directory.join("blobs/sha256").join(Digest::of(blob).hex()), blob).unwrap();
+        fs::write(directory.join("blobs/sha256").join(digest_of(blob).hex()), blob).unwrap();
     }
     let index = serde_json::json!({ "schemaVersion": 2, "manifests": [{
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "digest": Digest::of(&image.manifest), "size": image.manifest.len(),
+        "digest": digest_of(&image.manifest), "size": image.manifest.len(),
         "platform": { "os": "linux", "architecture": "amd64" } }] });
     fs::write(directory.join("index.json"), serde_json::to_vec(&index).unwrap()).unwrap();
     fs::write(directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();

@@ -1,19 +1,18 @@
 //! The demo from top to bottom.
 
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
-use serde::Deserialize;
+use anyhow::{Context, Result, bail};
 
 use super::echo::Echo;
 use super::guest::{self, Commands, Done, ECHO_PORT, Gap, Populated, Status, Verified};
 use super::result::{DemoResult, Migration, Options};
 use super::watch::Watch;
+use crate::answers::{self, Machine, Moved};
 use crate::fleet::leaks::Baseline;
 use crate::fleet::{self, Fleet, Plan};
 use crate::repository::Binaries;
-use crate::{command, signals};
+use crate::signals;
 
 /// The machine's name.
 const MACHINE: &str = "demo";
@@ -21,41 +20,6 @@ const MACHINE: &str = "demo";
 const MACHINES_PER_HOST: u64 = 2;
 /// How long the guest rewrites its memory before the first migration.
 const WARM_UP: Duration = Duration::from_secs(1);
-
-/// A machine, as far as `mashines launch --json` matters here.
-#[derive(Deserialize)]
-struct Machine {
-    host: Option<String>,
-    ip4: IpAddr,
-    ip6: IpAddr,
-}
-
-/// A migration, as far as `mashines migrate --json` matters here.
-#[derive(Deserialize)]
-struct Moved {
-    source: String,
-    target: String,
-    phase: String,
-    timings: Option<Timings>,
-}
-
-#[derive(Deserialize)]
-struct Timings {
-    total_ms: u64,
-    rounds: u64,
-    sent_bytes: u64,
-    pages_sent: u64,
-    pages_zero: u64,
-    pause_us: u64,
-    stop_us: u64,
-    harvest_us: u64,
-    final_copy_us: u64,
-    save_us: u64,
-    restore_us: u64,
-    resume_us: u64,
-    final_pages: u64,
-    packets_held: u64,
-}
 
 /// Runs the demo, prints its timeline through `say`, takes everything down and looks for leaks.
 ///
@@ -121,7 +85,7 @@ fn demonstrate(
     let fleet = Fleet::up(plan)?;
     timeline.tell("up: host-a, host-b and a client, each in a network namespace");
 
-    let machine = launch(&fleet, options)?;
+    let machine = launch(&fleet, options, &timeline)?;
     let client = fleet.name().fabric_namespace();
     let address = machine.ip4;
     timeline.tell(&format!(
@@ -150,14 +114,10 @@ fn demonstrate(
     fleet.down()
 }
 
-fn launch(fleet: &Fleet, options: &Options) -> Result<Machine> {
-    let mut launch = fleet.cli();
+fn launch(fleet: &Fleet, options: &Options, timeline: &Timeline<'_>) -> Result<Machine> {
     let memory = options.memory.to_string();
-    launch.args([
-        "launch", "--json", "--name", MACHINE, "--vcpu", "1", "--memory", &memory, "--host", "host-a",
-    ]);
-    let text = command::read(&mut launch)?;
-    serde_json::from_str(&text).with_context(|| format!("`mashines launch --json` said {text}"))
+    let options = ["--name", MACHINE, "--vcpu", "1", "--memory", &memory, "--host", "host-a"];
+    answers::launch(fleet.cli(), options, &|line| timeline.tell(line))
 }
 
 fn migrate_to_and_fro(
@@ -174,11 +134,11 @@ fn migrate_to_and_fro(
         signals::check()?;
         let _: Gap = commands.ask("gap reset")?;
         let begun = Instant::now();
-        let moved = migrate(fleet, &target.name(), timeline)?;
+        let moved = answers::migrate(fleet.cli(), MACHINE, &target.name(), &|line| timeline.tell(line))?;
         let after = echo.echo_after(Instant::now()).context("the echo connection broke")?;
         let gap: Gap = commands.ask("gap")?;
         let gap_client_us = echo.gap_us_max(begun, after).context("no echo during a migration")?;
-        result.migrations.push(report(timeline, &moved, gap.gap_us_max, gap_client_us)?);
+        result.migrations.push(report(timeline, &moved, gap.gap_us_max, gap_client_us));
 
         let verified: Verified = commands.ask("verify")?;
         result.pages_wrong += verified.wrong;
@@ -193,27 +153,9 @@ fn migrate_to_and_fro(
     Ok(())
 }
 
-/// Migrates by the command line, whose progress becomes part of the timeline.
-fn migrate(fleet: &Fleet, target: &str, timeline: &Timeline<'_>) -> Result<Moved> {
-    let mut command = fleet.cli();
-    command.args(["migrate", MACHINE, "--to", target, "--json"]);
-    let text = command::read_told(&mut command, |line| timeline.tell(line))?;
-    let moved: Moved =
-        serde_json::from_str(&text).with_context(|| format!("`mashines migrate --json` said {text}"))?;
-    if moved.phase != "succeeded" {
-        bail!("the migration to {target} ended as {}: {text}", moved.phase);
-    }
-    Ok(moved)
-}
-
 /// Prints where the time of a migration went and makes its row of the result.
-fn report(
-    timeline: &Timeline<'_>,
-    moved: &Moved,
-    gap_guest_us: u64,
-    gap_client_us: u64,
-) -> Result<Migration> {
-    let times = moved.timings.as_ref().ok_or_else(|| anyhow!("a migration succeeded without timings"))?;
+fn report(timeline: &Timeline<'_>, moved: &Moved, gap_guest_us: u64, gap_client_us: u64) -> Migration {
+    let times = &moved.timings;
     let ms = |us: u64| format!("{}.{:02} ms", us / 1000, us % 1000 / 10);
     timeline.tell(&format!(
         "migrated {} -> {} in {} ms: {} rounds, {} MiB ({} pages sent, {} zero)",
@@ -243,7 +185,7 @@ fn report(
         ms(gap_client_us),
         times.packets_held
     ));
-    Ok(Migration {
+    Migration {
         from: moved.source.clone(),
         to: moved.target.clone(),
         total_ms: times.total_ms,
@@ -252,7 +194,7 @@ fn report(
         pause_us: times.pause_us,
         gap_guest_us,
         gap_client_us,
-    })
+    }
 }
 
 /// Ends the observers; what they saw goes into the result. Returns what must not be.

@@ -13,12 +13,9 @@ impl Fleet {
     /// # Errors
     /// When it does not run.
     pub fn kill(&mut self, service: &str) -> Result<()> {
-        let Some(place) = self.children.iter().position(|(name, _)| name == service) else {
-            bail!("{service} does not run");
-        };
-        let (name, mut child) = self.children.swap_remove(place);
-        child.kill().with_context(|| format!("killing {name}"))?;
-        child.wait().with_context(|| format!("waiting for {name}")).map(drop)
+        let Some(mut child) = self.children.release(service) else { bail!("{service} does not run") };
+        child.kill().with_context(|| format!("killing {service}"))?;
+        child.wait().with_context(|| format!("waiting for {service}")).map(drop)
     }
 
     /// A host loses power: its daemon and all its machines are gone at once. The daemon is stopped first, as it must not see its machines
@@ -37,7 +34,7 @@ impl Fleet {
 
     /// Process number of a daemon (`control` or a host's name) that we started and did not kill.
     pub fn pid(&self, service: &str) -> Option<u32> {
-        self.children.iter().find(|(name, _)| name == service).map(|(_, child)| child.id())
+        self.children.pid(service)
     }
 
     /// The processes that run machines, on all hosts. On one machine they share a process table, so the host is told by the network namespace.

@@ -7,6 +7,7 @@
 //! Files of a fleet are in `/run/mashines/NAME`: `fleet.json` (what is up), `api.sock` (REST), `pki/`, `control/`, `host-a/`
 //! and one log per process.
 
+pub(crate) mod children;
 mod faults;
 pub mod layout;
 pub mod leaks;
@@ -17,4 +18,4 @@ pub(crate) mod services;
 pub(crate) mod state;
 
 pub use running::{Fleet, Plan, down, give_api_to, images, is_up, url};
-pub(crate) use running::{clear, make_certificates};
+pub(crate) use running::{clear, cli, make_certificates};

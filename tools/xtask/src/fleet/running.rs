@@ -2,23 +2,22 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 
+use super::children::Children;
 use super::layout::{self, FleetName, Host};
-use super::processes::{self, Service};
+use super::processes;
 use super::state::{self, Record};
 use super::{netns, services};
+use crate::command;
 use crate::repository::Binaries;
-use crate::{command, signals};
 
 /// How long a process gets to become ready; a debug build on a loaded machine needs seconds.
 const READY_LIMIT: Duration = Duration::from_secs(30);
-/// How often the API is asked whether the hosts are there.
-const ASK_EVERY: Duration = Duration::from_millis(50);
 
 /// What a fleet is to be.
 #[derive(Debug, Clone)]
@@ -38,7 +37,7 @@ pub struct Plan {
 pub struct Fleet {
     plan: Plan,
     hosts: Vec<Host>,
-    pub(super) children: Vec<(String, Child)>,
+    pub(super) children: Children,
     kept: bool,
 }
 
@@ -54,7 +53,8 @@ impl Fleet {
         }
         clear(&plan.name)?;
         let hosts = Host::first(plan.hosts)?;
-        let mut fleet = Self { plan, hosts, children: Vec::new(), kept: false };
+        let children = Children::new(plan.name.clone(), READY_LIMIT);
+        let mut fleet = Self { plan, hosts, children, kept: false };
         fleet.build_up()?;
         Ok(fleet)
     }
@@ -73,20 +73,13 @@ impl Fleet {
         state::write(&self.plan.name, &Record { hosts: self.hosts.clone() })
     }
 
-    fn start(&mut self, service: Service) -> Result<()> {
-        signals::check()?;
-        let child = service.start(&self.plan.name)?;
-        self.children.push((service.name, child));
-        Ok(())
-    }
-
     /// Starts the daemon of a host, at first or again after it was killed.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn start_host(&mut self, host: &Host) -> Result<()> {
         let plan = &self.plan;
-        self.start(services::host(&plan.name, host, &plan.binaries, &plan.ram_limit))
+        self.children.start(services::host(&plan.name, host, &plan.binaries, &plan.ram_limit))
     }
 
     /// As [`Fleet::start_host`], with options of `mashined` added, or put in the place of the usual ones.
@@ -99,7 +92,7 @@ impl Fleet {
         for (option, value) in options {
             service.set_option(option, value);
         }
-        self.start(service)
+        self.children.start(service)
     }
 
     /// Starts the control plane, at first or again after it was killed, and waits until it answers.
@@ -107,11 +100,8 @@ impl Fleet {
     /// # Errors
     /// When it cannot be started or does not become ready.
     pub fn start_control(&mut self) -> Result<()> {
-        self.start(services::control(&self.plan.name, &self.plan.binaries))?;
-        let socket = self.plan.name.api_socket();
-        self.await_that("the control plane's API", |_| {
-            std::os::unix::net::UnixStream::connect(&socket).is_ok()
-        })
+        self.children.start(services::control(&self.plan.name, &self.plan.binaries))?;
+        self.children.await_control()
     }
 
     /// Waits until all hosts have joined.
@@ -119,52 +109,13 @@ impl Fleet {
     /// # Errors
     /// When they do not in time.
     pub fn await_hosts(&mut self) -> Result<()> {
-        let count = self.hosts.len();
-        self.await_that("all hosts to join", |fleet| {
-            command::read(fleet.cli().args(["host", "ls", "--json"]))
-                .is_ok_and(|text| state::online_hosts(&text) == count)
-        })
-    }
-
-    /// Asks again and again, because neither a socket file nor a list tells of its change by itself.
-    fn await_that(&mut self, what: &str, mut is_so: impl FnMut(&Self) -> bool) -> Result<()> {
-        let deadline = Instant::now() + READY_LIMIT;
-        while !is_so(self) {
-            signals::check()?;
-            self.check_children()?;
-            if Instant::now() >= deadline {
-                let logs: Vec<String> = self.children.iter().map(|(name, _)| self.shown_log(name)).collect();
-                bail!("waited {READY_LIMIT:?} for {what}\n{}", logs.concat());
-            }
-            std::thread::sleep(ASK_EVERY);
-        }
-        Ok(())
-    }
-
-    fn shown_log(&self, service: &str) -> String {
-        format!("  log of {service}:\n{}", processes::tail(&services::log(&self.plan.name, service)))
-    }
-
-    /// # Errors
-    /// When a process of the fleet has ended, with the end of its log.
-    fn check_children(&mut self) -> Result<()> {
-        let mut ended = None;
-        for (name, child) in &mut self.children {
-            if let Some(status) = child.try_wait().with_context(|| format!("asking for {name}"))? {
-                ended = Some((name.clone(), status));
-            }
-        }
-        match ended {
-            Some((name, status)) => Err(anyhow!("{name} ended ({status})\n{}", self.shown_log(&name))),
-            None => Ok(()),
-        }
+        let name = &self.plan.name;
+        self.children.await_hosts(self.hosts.len(), || cli(name, &self.plan.binaries))
     }
 
     /// The `mashines` command line, pointed at this fleet.
     pub fn cli(&self) -> Command {
-        let mut command = Command::new(&self.plan.binaries.mashines);
-        command.env("MASHINES_URL", url(&self.plan.name));
-        command
+        cli(&self.plan.name, &self.plan.binaries)
     }
 
     /// Its name.
@@ -193,10 +144,7 @@ impl Fleet {
 
     fn end(&mut self) -> Result<()> {
         let cleared = clear(&self.plan.name);
-        for (_, child) in &mut self.children {
-            // It has ended, or `cleared` says that it would not.
-            let _ = child.try_wait();
-        }
+        self.children.reap();
         cleared
     }
 }
@@ -215,6 +163,13 @@ impl Drop for Fleet {
 /// Where images are, for us and for the control planes that we start: they inherit the variable.
 pub fn images() -> PathBuf {
     std::env::var_os("MASHINES_IMAGES").map_or_else(|| "/var/lib/mashines/images".into(), PathBuf::from)
+}
+
+/// The `mashines` command line, pointed at a fleet.
+pub(crate) fn cli(fleet: &FleetName, binaries: &Binaries) -> Command {
+    let mut command = Command::new(&binaries.mashines);
+    command.env("MASHINES_URL", url(fleet));
+    command
 }
 
 /// Value of `MASHINES_URL` that reaches the fleet from any shell on this machine. No token: the socket's file mode guards it.

@@ -2,17 +2,15 @@
 //!
 //! It shows that the engine works on complete KVM with AMD-V, and how long each stage takes when it is emulated.
 
-use std::net::IpAddr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
 
 use super::options::Options;
 use super::{Lab, Plan, Ready};
 use crate::demo::echo::Echo;
 use crate::demo::guest::{self, Commands, Done, ECHO_PORT, Gap, Populated, Status, Verified};
-use crate::{command, signals};
+use crate::{answers, command, signals};
 
 /// The machine's name.
 const MACHINE: &str = "guest";
@@ -20,25 +18,6 @@ const MACHINE: &str = "guest";
 const RAM: &str = "256M";
 /// Pages it writes a second: enough that rounds have something to do, on a processor that is emulated.
 const DIRTY: u32 = 500;
-
-#[derive(Deserialize)]
-struct Machine {
-    ip4: IpAddr,
-}
-
-#[derive(Deserialize)]
-struct Moved {
-    phase: String,
-    timings: Option<Timings>,
-}
-
-#[derive(Deserialize)]
-struct Timings {
-    total_ms: u64,
-    rounds: u64,
-    sent_bytes: u64,
-    pause_us: u64,
-}
 
 /// Brings a lab up, runs the demo in it, and takes it down.
 ///
@@ -63,10 +42,8 @@ pub fn run(options: &Options, ready: Ready) -> Result<()> {
 /// # Errors
 /// When the connection breaks, a page is wrong, or the guest is another afterwards.
 pub fn demonstrate(lab: &Lab, tell: &dyn Fn(&str)) -> Result<()> {
-    let launch = ["launch", "--json", "--name", MACHINE, "--vcpu", "1", "--memory", RAM, "--host", "host-a"];
-    let text = command::read(lab.cli().args(launch))?;
-    let machine: Machine =
-        serde_json::from_str(&text).with_context(|| format!("`mashines launch --json` said {text}"))?;
+    let options = ["--name", MACHINE, "--vcpu", "1", "--memory", RAM, "--host", "host-a"];
+    let machine = answers::launch(lab.cli(), options, tell)?;
     tell(&format!("launched `{MACHINE}` on host-a: {}", machine.ip4));
 
     let client = lab.client_namespace();
@@ -98,15 +75,7 @@ pub fn demonstrate(lab: &Lab, tell: &dyn Fn(&str)) -> Result<()> {
 fn migrate(lab: &Lab, target: &str, commands: &mut Commands, echo: &Echo, tell: &dyn Fn(&str)) -> Result<()> {
     let _: Gap = commands.ask("gap reset")?;
     let begun = Instant::now();
-    let mut migrate = lab.cli();
-    migrate.args(["migrate", MACHINE, "--to", target, "--json"]);
-    let text = command::read_told(&mut migrate, tell)?;
-    let moved: Moved =
-        serde_json::from_str(&text).with_context(|| format!("`mashines migrate --json` said {text}"))?;
-    let timings = match moved.timings {
-        Some(timings) if moved.phase == "succeeded" => timings,
-        _ => bail!("the migration to {target} ended as {}: {text}", moved.phase),
-    };
+    let timings = answers::migrate(lab.cli(), MACHINE, target, tell)?.timings;
     let after = echo.echo_after(Instant::now()).context("the echo connection broke")?;
     let gap: Gap = commands.ask("gap")?;
     let client_us = echo.gap_us_max(begun, after).context("no echo during a migration")?;

@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{FlockOperation, flock};
@@ -15,6 +15,7 @@ use super::qemu::{self, Common};
 use super::seed::Seed;
 use super::shell::Shell;
 use super::{initramfs, layout, network, tsc};
+use crate::fleet::children::Children;
 use crate::fleet::layout::{FleetName, Host};
 use crate::fleet::processes::{self, Service};
 use crate::fleet::{self, netns, services, state};
@@ -24,11 +25,8 @@ use crate::{command, signals};
 const JOIN_LIMIT: Duration = Duration::from_secs(90);
 /// How long hosts bear each other's silence: a processor that is emulated is held up for seconds.
 const PEER_TIMEOUT_S: u32 = 20;
-
 /// How often hosts send heartbeats, in milliseconds: three of them last as long as hosts bear each other's silence.
 const HEARTBEAT_MS: u32 = PEER_TIMEOUT_S * 1000 / 3;
-/// How often the API is asked whether the hosts are there.
-const ASK_EVERY: Duration = Duration::from_millis(200);
 /// Size of a host's disk. The file is sparse, so only what is written takes place.
 const DISK_BYTES: u64 = 32 << 30;
 
@@ -48,7 +46,7 @@ pub struct Lab {
     plan: Plan,
     hosts: Vec<Host>,
     shell: Shell,
-    children: Vec<(String, Child)>,
+    children: Children,
     kept: bool,
 }
 
@@ -66,7 +64,8 @@ impl Lab {
         clear(&name)?;
         let hosts = Host::first(plan.options.hosts)?;
         let shell = Shell::into(&name);
-        let mut lab = Self { name, plan, hosts, shell, children: Vec::new(), kept: false };
+        let children = Children::new(name.clone(), JOIN_LIMIT);
+        let mut lab = Self { name, plan, hosts, shell, children, kept: false };
         lab.build_up(tell)?;
         Ok(lab)
     }
@@ -79,12 +78,13 @@ impl Lab {
         self.start_control()?;
         for (host, booting) in self.hosts.clone().into_iter().zip(booting) {
             let (qemu, took) = booting.await_up(&self.name)?;
-            self.children.push((host.name(), qemu));
+            self.children.adopt(host.name(), qemu);
             self.shell.open(&host)?;
             tell(&format!("{} booted in {:.1} s", host.name(), took.as_secs_f64()));
             self.start_daemon(&host)?;
         }
-        self.await_hosts()?;
+        let cli = || fleet::cli(&self.name, &self.plan.ready.binaries);
+        self.children.await_hosts(self.hosts.len(), cli)?;
         state::write(&self.name, &state::Record { hosts: self.hosts.clone() })
     }
 
@@ -135,12 +135,8 @@ impl Lab {
     fn start_control(&mut self) -> Result<()> {
         let mut service = services::control(&self.name, &self.plan.ready.binaries);
         service.arguments.extend(["--heartbeat-ms".to_owned(), HEARTBEAT_MS.to_string()]);
-        let child = service.start(&self.name)?;
-        self.children.push((service.name, child));
-        let socket = self.name.api_socket();
-        self.await_that("the control plane's API", |_| {
-            std::os::unix::net::UnixStream::connect(&socket).is_ok()
-        })
+        self.children.start(service)?;
+        self.children.await_control()
     }
 
     /// Starts `mashined` on a host, at first or again after it ended. Its log is outside, beside those of a fleet.
@@ -163,46 +159,6 @@ impl Lab {
             super::shell::quoted(&service.log.display().to_string())
         );
         self.shell.read(host, &script).map(drop)
-    }
-
-    fn await_hosts(&mut self) -> Result<()> {
-        let count = self.hosts.len();
-        self.await_that("all hosts to join", |lab| {
-            command::read(lab.cli().args(["host", "ls", "--json"]))
-                .is_ok_and(|text| state::online_hosts(&text) == count)
-        })
-    }
-
-    /// Asks again and again, because neither a socket file nor a list tells of its change by itself.
-    fn await_that(&mut self, what: &str, mut is_so: impl FnMut(&Self) -> bool) -> Result<()> {
-        let deadline = Instant::now() + JOIN_LIMIT;
-        while !is_so(self) {
-            signals::check()?;
-            self.check_children()?;
-            if Instant::now() >= deadline {
-                let hosts = self.hosts.iter().map(Host::name);
-                let logs: Vec<String> =
-                    hosts.chain(["control".to_owned()]).map(|name| self.shown_log(&name)).collect();
-                bail!("waited {JOIN_LIMIT:?} for {what}\n{}", logs.concat());
-            }
-            std::thread::sleep(ASK_EVERY);
-        }
-        Ok(())
-    }
-
-    fn shown_log(&self, service: &str) -> String {
-        format!("  log of {service}:\n{}", processes::tail(&services::log(&self.name, service)))
-    }
-
-    /// # Errors
-    /// When the control plane or a QEMU has ended.
-    fn check_children(&mut self) -> Result<()> {
-        for (name, child) in &mut self.children {
-            if let Some(status) = child.try_wait().with_context(|| format!("asking for {name}"))? {
-                return Err(anyhow!("{name} ended ({status}); see {}", self.name.state_dir().display()));
-            }
-        }
-        Ok(())
     }
 
     /// Its name as a fleet: namespaces, state directory and marks follow from it.
@@ -235,9 +191,7 @@ impl Lab {
 
     /// The `mashines` command line, pointed at this lab.
     pub fn cli(&self) -> Command {
-        let mut command = Command::new(&self.plan.ready.binaries.mashines);
-        command.env("MASHINES_URL", fleet::url(&self.name));
-        command
+        fleet::cli(&self.name, &self.plan.ready.binaries)
     }
 
     /// Leaves the lab up when this process ends.
@@ -256,10 +210,7 @@ impl Lab {
 
     fn end(&mut self) -> Result<()> {
         let cleared = clear(&self.name);
-        for (_, child) in &mut self.children {
-            // It has ended, or `cleared` says that it would not.
-            let _ = child.try_wait();
-        }
+        self.children.reap();
         cleared
     }
 }

@@ -1,11 +1,9 @@
 //! The story from top to bottom.
 
-use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use serde::Deserialize;
+use anyhow::{Result, bail};
 
 use super::copies;
 use super::facts::Facts;
@@ -14,7 +12,7 @@ use super::result::{Migration, Options, StoryResult};
 use super::services::{self, Abilities};
 use super::session::{COUNT, Session};
 use super::site::{self, Guest, Site};
-use crate::{command, fleet, signals};
+use crate::{answers, command, fleet, signals};
 
 /// The machine's name.
 const MACHINE: &str = "story";
@@ -30,25 +28,6 @@ const BUSYBOX: [&str; 1] = ["busybox"];
 /// The same for the long form; a flavour follows.
 const DEBIAN: [&str; 6] =
     ["debian-12", "--package", "postgresql", "--package", "postgresql-contrib", "--flavour"];
-
-#[derive(Deserialize)]
-struct Machine {
-    ip6: IpAddr,
-}
-
-#[derive(Deserialize)]
-struct Moved {
-    phase: String,
-    timings: Option<Timings>,
-}
-
-#[derive(Deserialize)]
-struct Timings {
-    total_ms: u64,
-    rounds: u64,
-    sent_bytes: u64,
-    pause_us: u64,
-}
 
 /// What is open and running while the machine moves. Dropped, it ends.
 struct Load {
@@ -88,7 +67,7 @@ fn launch(
     say: &dyn Fn(&str),
     result: &mut StoryResult,
 ) -> Result<Guest> {
-    let key = site::make_key(site)?;
+    let key = site::story_key(site)?;
     let public = key.with_extension("pub").display().to_string();
     let memory =
         options.memory.clone().unwrap_or_else(|| if options.short { "256M" } else { "1G" }.to_owned());
@@ -96,8 +75,6 @@ fn launch(
     let limit = format!("{}s", site.patience(BOOT_LIMIT).as_secs());
     let [first, _] = &site.hosts;
     let mut arguments = vec![
-        "launch",
-        "--json",
         "--name",
         MACHINE,
         "--image",
@@ -115,9 +92,7 @@ fn launch(
     ];
     arguments.extend(site.kernel_argument().iter().flat_map(|argument| ["--cmdline", argument]));
     let begun = Instant::now();
-    let text = command::read_told(&mut site.cli(arguments), |line| say(line))?;
-    let machine: Machine =
-        serde_json::from_str(&text).with_context(|| format!("`mashines launch --json` said {text}"))?;
+    let machine = answers::launch(site.cli([]), arguments, say)?;
     say(&format!("launched `{MACHINE}` of the image {image} on {first}: {}", machine.ip6));
     let guest = Guest::new(site, MACHINE, machine.ip6, Some(key));
     if let Err(error) = guest.await_agent(site.patience(BOOT_LIMIT)) {
@@ -209,14 +184,7 @@ fn begin(site: &Site, guest: &Guest, abilities: &Abilities, say: &dyn Fn(&str)) 
 
 fn migrate(site: &Site, from: &str, to: &str, load: &Load, say: &dyn Fn(&str)) -> Result<Migration> {
     let begun = Instant::now();
-    let text =
-        command::read_told(&mut site.cli(["migrate", MACHINE, "--to", to, "--json"]), |line| say(line))?;
-    let moved: Moved =
-        serde_json::from_str(&text).with_context(|| format!("`mashines migrate --json` said {text}"))?;
-    let timings = match moved.timings {
-        Some(timings) if moved.phase == "succeeded" => timings,
-        _ => bail!("the migration to {to} ended as {}: {text}", moved.phase),
-    };
+    let timings = answers::migrate(site.cli([]), MACHINE, to, say)?.timings;
     let limit = site.patience(SILENCE_LIMIT);
     let now = Instant::now();
     let answered = load.echo.arrival_after(now, limit)?;

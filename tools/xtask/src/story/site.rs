@@ -210,12 +210,16 @@ impl Guest {
     }
 }
 
-/// Makes a key for the story's clients.
+/// The key of the story's clients, made at first.
 ///
 /// # Errors
 /// When ssh's programs are missing.
-pub fn make_key(site: &Site) -> Result<PathBuf> {
+pub fn story_key(site: &Site) -> Result<PathBuf> {
     let key = site.name.state_dir().join("story-key");
+    // A site where more than one story is told has one.
+    if key.exists() {
+        return key.canonicalize().context("finding the key");
+    }
     let mut keygen = Command::new("ssh-keygen");
     keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "story", "-f"]).arg(&key);
     command::read(&mut keygen)?;

@@ -57,6 +57,23 @@ fn a_commit_that_arrives_while_the_target_is_out_of_sight_counts() {
 }
 
 #[test]
+fn a_target_that_has_forgotten_whether_the_machine_ran_is_not_asked_for_promises() {
+    let (mut rig, machine, migration) = in_doubt_without_target();
+    rig.world.fault(Fault::LoseRunning, true);
+    rig.world.fault(Fault::LoseCommit, false);
+    rig.until("it runs on b", |rig| rig.world.running(machine) == [(host("b"), Epoch(2))]);
+    rig.world.lose_power(&host("b"));
+    rig.cut_off(&host("b"), false);
+    assert_eq!(rig.until_ended(migration).phase, Phase::Succeeded);
+    rig.until_state("web", MachineState::Failed);
+    assert!(rig.world.running(machine).is_empty(), "the source's copy is older than what was seen on b");
+    rig.world.fault(Fault::LoseRunning, false);
+    rig.steady(|core| core.start(&MachineRef::Id(machine))).unwrap();
+    rig.until_state("web", MachineState::Started);
+    rig.check_settled("web", machine);
+}
+
+#[test]
 fn a_source_out_of_sight_does_not_stop_a_move_that_the_hosts_have_begun() {
     let mut rig = Rig::new(None, 0);
     let machine = rig.launch("web", "a");

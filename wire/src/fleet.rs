@@ -16,13 +16,14 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::ids::{Epoch, HostName, MachineId, MigrationId};
+use crate::ids::{Epoch, HostName, MachineId, MigrationId, StateId};
 use crate::vmm::{GuestEnd, MachineSpec};
 
 /// Version of this protocol.
 /// * 1: first.
 /// * 2: disks, blobs and streams beside the commands, power button.
-pub const VERSION: u16 = 2;
+/// * 3: a target's [`StateId`], in [`Answer::Prepared`] and [`Command::Fence`].
+pub const VERSION: u16 = 3;
 
 /// What a host has and what of it is free.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
@@ -134,13 +135,15 @@ pub enum Command {
         /// The migration.
         migration: MigrationId,
     },
-    /// Promise never to run the machine under `epoch` or a lower one. A copy that waits for its Commit is dropped. Answer: `Done`, or [`Answer::Owns`] if it already runs under it; never `Unknown`: a host that
-    /// does not know the machine gives the promise all the same, and must keep it across a restart of the daemon (dropping every uncommitted copy at start does).
+    /// Promise never to run the machine under `epoch` or a lower one. A copy that waits for its Commit is dropped. Answer: `Done`, or [`Answer::Owns`] if it already runs under it, or may have run; never `Unknown`: a host that
+    /// does not know the machine gives the promise all the same, unless `state` says that it has forgotten, and must keep it across a restart of the daemon (dropping every uncommitted copy at start does).
     Fence {
         /// The machine.
         machine: MachineId,
         /// The epoch that must never run here.
         epoch: Epoch,
+        /// What the host remembered with when it was prepared; `None` if it never answered.
+        state: Option<StateId>,
     },
     /// Take a machine back that was given away, after the target was fenced. Answer: `Done` when it runs again under `epoch` (also if it already did);
     /// a source that never gave it away (it still pauses or runs under a lower epoch) takes the new epoch, resumes and answers `Done` as well.
@@ -248,8 +251,10 @@ pub enum Answer {
         addresses: Vec<String>,
         /// For the forward route.
         forward_to: ForwardAddress,
+        /// What it remembers with that it was prepared, and everything that follows.
+        state: StateId,
     },
-    /// To `Fence`: too late, it runs here under this epoch.
+    /// To `Fence`: too late, it runs here under this epoch, or nobody knows that it did not.
     Owns {
         /// The epoch.
         epoch: Epoch,

@@ -79,6 +79,11 @@ numeric_id!(
     MigrationId,
     "mig-"
 );
+numeric_id!(
+    /// What a host remembers of its machines: its state directory. Another id means that all was forgotten that went before.
+    StateId,
+    "state-"
+);
 
 /// Ownership counter of a machine. Whoever holds the highest epoch owns the machine; each migration and each
 /// reclaim raises it by at least one. Epoch 1 is the first boot.

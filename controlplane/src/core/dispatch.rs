@@ -230,7 +230,11 @@ impl Core {
             State::InDoubt { .. } => Some((Purpose::AskTarget(id), Command::Inquire { migration: id })),
             State::Fencing => Some((
                 Purpose::Fence(id),
-                Command::Fence { machine: migration.machine, epoch: migration.to_epoch },
+                Command::Fence {
+                    machine: migration.machine,
+                    epoch: migration.to_epoch,
+                    state: migration.target_state,
+                },
             )),
             State::Ended { .. } if migration.forget_target => {
                 Some((Purpose::Forget(id), Command::Forget { migration: id }))

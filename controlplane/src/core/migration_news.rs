@@ -29,7 +29,10 @@ impl Core {
                 let detail = format!("host {host} named no usable addresses to send the machine to");
                 self.saga(id, Event::PrepareFailed { code: "protocol".to_owned(), detail });
             }
-            (Purpose::Prepare(id), Answer::Prepared { addresses, forward_to }) => {
+            (Purpose::Prepare(id), Answer::Prepared { addresses, forward_to, state }) => {
+                if let Some(record) = self.model.migration_mut(id) {
+                    record.target_state = Some(state);
+                }
                 let route = Route {
                     addresses,
                     forward_ip4: forward_to.ip4.into(),

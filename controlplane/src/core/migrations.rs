@@ -80,6 +80,7 @@ impl Core {
             downtime_budget_us: budget,
             bandwidth_limit_bytes_per_s: request.bandwidth_limit_bytes_per_s.unwrap_or(0),
             state: State::Pending,
+            target_state: None,
             cancel_requested: false,
             forget_target: false,
             requested_unix_ms: self.now.unix_ms,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
-use wire::ids::{Digest, Epoch, HostName, MachineId, MachineName, MigrationId};
+use wire::ids::{Digest, Epoch, HostName, MachineId, MachineName, MigrationId, StateId};
 use wire::space::DiskSize;
 use wire::vmm::DiskSpec;
 
@@ -310,6 +310,9 @@ pub struct MigrationRecord {
     pub bandwidth_limit_bytes_per_s: u64,
     /// Where the saga is.
     pub state: saga::State,
+    /// With what the target remembers this migration; `None` until it has prepared.
+    #[serde(default, with = "text_option")]
+    pub target_state: Option<StateId>,
     /// Whether somebody asked to cancel it.
     pub cancel_requested: bool,
     /// Whether the target must still be told to drop what it has.

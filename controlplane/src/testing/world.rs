@@ -11,7 +11,7 @@ use wire::fleet::{
     Answer, Capacity, Command, ForwardAddress, FromHost, HostPhase, MachineReport, MigrationPhase,
     MigrationStanding, Outcome, Progress, RefusalCode, Timings,
 };
-use wire::ids::{Epoch, HostName, MachineId, MigrationId};
+use wire::ids::{Epoch, HostName, MachineId, MigrationId, StateId};
 use wire::vmm::{GuestEnd, MachineSpec};
 
 /// What goes wrong.
@@ -65,6 +65,8 @@ struct Host {
     /// Migrations expected or received: machine and epoch.
     incoming: BTreeMap<MigrationId, (MachineId, Epoch)>,
     fences: BTreeMap<MachineId, Epoch>,
+    /// How often it has lost all that it knew.
+    losses: u64,
     refuse: VecDeque<(RefusalCode, String)>,
     outbox: VecDeque<FromHost>,
 }
@@ -115,11 +117,11 @@ impl World {
         }
     }
 
-    /// The host loses its memory, as in a power cut.
+    /// The host loses its memory and its state, as in a power cut.
     pub fn lose_power(&self, name: &HostName) {
         if let Some(host) = self.lock().hosts.get_mut(name) {
-            let ram_bytes = host.ram_bytes;
-            *host = Host { ram_bytes, ..Host::default() };
+            let (ram_bytes, losses) = (host.ram_bytes, host.losses + 1);
+            *host = Host { ram_bytes, losses, ..Host::default() };
         }
     }
 
@@ -281,7 +283,7 @@ impl Inner {
             Command::PowerButton { machine } => host.power_button(machine),
             Command::Cancel { migration } => self.cancel(name, migration),
             Command::Forget { migration } => host.forget(migration),
-            Command::Fence { machine, epoch } => host.fence(machine, epoch),
+            Command::Fence { machine, epoch, state } => host.fence(machine, epoch, state),
             Command::Reclaim { machine, epoch } => host.reclaim(machine, epoch),
             Command::Inquire { migration } => host.inquire(migration),
             Command::ReadConsole { machine, offset, bytes_max } => {
@@ -438,6 +440,7 @@ impl Host {
         Answer::Prepared {
             addresses: vec!["198.18.0.9:7000".to_owned()],
             forward_to: ForwardAddress { ip4: [198, 18, 0, 9], ip6: [0; 16] },
+            state: StateId::from_u64(self.losses),
         }
     }
 
@@ -473,7 +476,10 @@ impl Host {
         }
     }
 
-    fn fence(&mut self, machine: MachineId, epoch: Epoch) -> Answer {
+    fn fence(&mut self, machine: MachineId, epoch: Epoch, state: Option<StateId>) -> Answer {
+        if state.is_some_and(|state| state.as_u64() != self.losses) && !self.machines.contains_key(&machine) {
+            return Answer::Owns { epoch };
+        }
         if let Some(found) = self.machines.get(&machine)
             && found.epoch == epoch
         {

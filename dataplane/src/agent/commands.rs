@@ -66,7 +66,7 @@ impl Host {
             }
             Command::Cancel { migration } => self.cancel(migration).await,
             Command::Forget { migration } => self.forget(migration).await.map(done),
-            Command::Fence { machine, epoch } => Ok(self.fence(machine, epoch).await),
+            Command::Fence { machine, epoch, state } => Ok(self.fence(machine, epoch, state).await),
             Command::Reclaim { machine, epoch } => self.reclaim(machine, epoch).await.map(done),
             Command::Inquire { migration } => Ok(self.inquire(migration)),
             Command::ReadConsole { machine, offset, bytes_max } => {

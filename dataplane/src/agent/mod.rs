@@ -9,6 +9,7 @@ pub mod capacity;
 mod commands;
 mod disks;
 mod guest;
+mod identity;
 mod lifecycle;
 pub mod link;
 mod machine;
@@ -28,7 +29,7 @@ use anyhow::Context as _;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::LocalSet;
 use wire::fleet::{FromHost, HostPhase, VERSION};
-use wire::ids::{Epoch, HostName, MachineId, MigrationId};
+use wire::ids::{Epoch, HostName, MachineId, MigrationId, StateId};
 
 use self::capacity::Ledger;
 use self::link::LinkEvent;
@@ -111,6 +112,8 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 pub(crate) struct Host {
     config: HostConfig,
     boot_nonce: u64,
+    /// With what this host remembers its machines.
+    state: StateId,
     net: HostNetwork,
     shards: ShardHandles,
     /// Where each shard can be dialled, on the fabric.
@@ -172,6 +175,7 @@ async fn serve(config: HostConfig) -> anyhow::Result<()> {
     let trust = Arc::new(trust);
     std::fs::create_dir_all(config.state.join("vms"))
         .with_context(|| format!("cannot use {} for state", config.state.display()))?;
+    let state = identity::of(&config.state)?;
     let net = HostNetwork::open(&config.uplink).await?;
     let mut found = adopt::find(&config.state);
     found.clear_remains(&net).await;
@@ -197,6 +201,7 @@ async fn serve(config: HostConfig) -> anyhow::Result<()> {
         heartbeat: Cell::new(Duration::from_secs(1)),
         changed: Notify::new(),
         boot_nonce: boot_nonce(),
+        state,
         config,
     });
     host.adopt(survivors).await;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 use wire::fleet::{Answer, DiskStart, ForwardAddress, HostPhase, MigrationStanding, Outcome, RefusalCode};
-use wire::ids::{Epoch, HostName, MachineId, MigrationId};
+use wire::ids::{Epoch, HostName, MachineId, MigrationId, StateId};
 use wire::migration::messages::{VERSIONS, VersionRange};
 use wire::migration::source::{SourceConfig, SourceEvent};
 use wire::migration::target::{TargetConfig, TargetEvent, TargetOutcome};
@@ -159,7 +159,7 @@ impl Host {
             .filter_map(|i| self.data_addresses.get((home + i) % count))
             .map(SocketAddr::to_string)
             .collect();
-        Answer::Prepared { addresses, forward_to: self.net.fabric_addresses() }
+        Answer::Prepared { addresses, forward_to: self.net.fabric_addresses(), state: self.state }
     }
 
     fn versions(&self) -> VersionRange {
@@ -277,13 +277,16 @@ impl Host {
     }
 
     /// Promises that the machine will never run here under `epoch` or below, unless it does already, or may have done so and is lost.
-    pub(super) async fn fence(&self, id: MachineId, epoch: Epoch) -> Answer {
+    pub(super) async fn fence(&self, id: MachineId, epoch: Epoch, state: Option<StateId>) -> Answer {
         let fence = self.fences.borrow().get(&id).copied().unwrap_or_default().max(epoch);
         self.fences.borrow_mut().insert(id, fence);
         if let Some(lost) = self.lost.borrow().get(id).filter(|lost| *lost >= epoch) {
             return Answer::Owns { epoch: lost };
         }
-        let Some(machine) = self.machine(id) else { return Answer::Done };
+        let Some(machine) = self.machine(id) else {
+            let forgotten = state.is_some_and(|state| state != self.state);
+            return if forgotten { Answer::Owns { epoch } } else { Answer::Done };
+        };
         let incoming = machine.migration().and_then(|m| self.incoming.borrow().get(&m).cloned());
         let owns = |machine: &Machine| {
             matches!(

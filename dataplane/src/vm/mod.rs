@@ -73,7 +73,7 @@ fn accepted(reply: Reply) -> Result<Reply, VmmError> {
 }
 
 /// What becomes of an I/O error with the file at `path`.
-fn file_error(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> VmmError + use<> {
+pub(crate) fn file_error(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> VmmError + use<> {
     let path = path.display().to_string();
     move |source| VmmError::File { what, path, source }
 }

@@ -103,3 +103,16 @@ fn the_target_loses_power_while_late_packets_are_forwarded() -> Result<()> {
         moving.ends_as(&scene.ground, Phase::Succeeded).map(drop)
     })
 }
+
+/// As before, but the target's state directory, on a tmpfs, goes with its power: it no longer knows that a machine was to come at all.
+#[test]
+fn the_target_loses_power_and_all_it_knew_after_commit() -> Result<()> {
+    is_lost("tforget", "128M", |scene| {
+        let (moving, copy) = scene.moves_until_committed()?;
+        scene.ground.fleet.kill_with_machines(&scene.b)?;
+        drop(copy);
+        scene.ground.fleet.lose_state(&scene.b)?;
+        scene.ground.restart(scene.b)?;
+        moving.ends_as(&scene.ground, Phase::Succeeded).map(drop)
+    })
+}

@@ -32,6 +32,15 @@ impl Fleet {
         self.kill(&name)
     }
 
+    /// Removes the state directory of a host whose daemon and machines are gone, as a reboot does that is on a tmpfs.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn lose_state(&self, host: &Host) -> Result<()> {
+        let state = self.name().state_dir().join(host.name());
+        std::fs::remove_dir_all(&state).with_context(|| format!("removing {}", state.display()))
+    }
+
     /// Process number of a daemon (`control` or a host's name) that we started and did not kill.
     pub fn pid(&self, service: &str) -> Option<u32> {
         self.children.pid(service)

@@ -11,8 +11,9 @@ use crate::root::Root;
 use crate::store::{Scratch, Store};
 use crate::{Error, disk, initrd};
 
-/// The command line of images that say nothing. The disk may be given read-only; then init lays something writable over it.
-pub const DEFAULT_CMDLINE: &str = "console=ttyS0 root=/dev/vda rootfstype=ext4 rw";
+/// The command line of images that say nothing. A kernel that panics before it has a driver for the panic port ends in a reset,
+/// which is reported, instead of standing still. The disk may be given read-only; then init lays something writable over it.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0 root=/dev/vda rootfstype=ext4 rw panic=-1";
 /// Longest command line that the kernel takes.
 const CMDLINE_MAX: usize = 2047;
 

@@ -308,9 +308,12 @@ pub struct Execute {
     /// Give the command a terminal.
     #[arg(short, long)]
     pub tty: bool,
-    /// Pass standard input on.
+    /// Pass standard input on also from a terminal; a pipe's and a file's is passed on anyway.
     #[arg(short, long)]
     pub interactive: bool,
+    /// Pass no standard input on; for loops that read their own.
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    pub no_stdin: bool,
     /// User to run it as; root when absent.
     #[arg(short, long)]
     pub user: Option<String>,
@@ -339,6 +342,9 @@ pub struct Enter {
 /// `cp`.
 #[derive(Debug, Args)]
 pub struct Copy {
+    /// Directories are copied whole with and without it.
+    #[arg(short, long)]
+    pub recursive: bool,
     /// File or directory; `NAME:/path` in a machine.
     pub from: Place,
     /// Where to.

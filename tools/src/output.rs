@@ -2,6 +2,8 @@
 
 use std::io::Write as _;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::exit::Failure;
@@ -16,6 +18,25 @@ pub fn write(bytes: &[u8]) -> Result<(), Failure> {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         Err(error) => Err(Failure::local("writing to standard output", error, "make room where it goes")),
+    }
+}
+
+/// Waits until nobody can read standard output any more, as after `| head`; for ever where that cannot be seen. For commands that follow
+/// something, which may not write again for hours.
+pub async fn unread() {
+    let (to, gone) = tokio::sync::oneshot::channel();
+    // Not an `AsyncFd`: what standard output is decides whether epoll takes it, and it would have to be made non-blocking. The
+    // thread ends with the process.
+    std::thread::spawn(move || {
+        let out = std::io::stdout();
+        let mut wait = [PollFd::new(&out, PollFlags::empty())];
+        while let Err(Errno::INTR) = poll(&mut wait, None) {}
+        if wait[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) {
+            let _ = to.send(());
+        }
+    });
+    if gone.await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

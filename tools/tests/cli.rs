@@ -329,6 +329,20 @@ fn events_are_followed_as_they_happen() {
 }
 
 #[test]
+fn what_follows_ends_with_its_reader() {
+    let fleet = Fleet::new();
+    fleet.launch("web");
+    for arguments in [&["logs", "web", "-f"][..], &["events", "-f", "--after", "0"]] {
+        let mut command = Background::start(&mut fleet.command(arguments));
+        command.read_until("\n");
+        // Nothing that it could write comes any more.
+        drop(command.0.stdout.take());
+        fleet.until("the command ends", || command.0.try_wait().unwrap().is_some());
+        assert_eq!(command.0.wait().unwrap().code(), Some(0), "{arguments:?}");
+    }
+}
+
+#[test]
 fn a_fleet_is_made_once_and_grows_by_hosts() {
     use std::os::unix::fs::MetadataExt as _;
     let home = tempfile::tempdir().unwrap();

@@ -120,6 +120,28 @@ async fn signals_go_past_input_that_nobody_reads() {
 }
 
 #[tokio::test]
+async fn a_program_whose_reader_is_gone_is_hung_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let agent = start_agent(directory.path());
+    let fifo = directory.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let script = format!("exec yes 3>{}", fifo.display());
+    let (_control, control) = mpsc::channel(1);
+    let (_input, input) = mpsc::channel(1);
+    let (reader, out) = tokio::io::duplex(64);
+    drop(reader);
+    let ends = Ends { input, control, out, err: tokio::io::sink() };
+    let connect = || async { Ok(Framed::new(UnixStream::connect(&agent).await?)) };
+    // The end of this file is the program's.
+    let program = tokio::task::spawn_blocking(move || std::fs::read(fifo));
+    let session = run(new_id().unwrap(), task(&["sh", "-c", &script]), ends, quiet(), connect);
+    let result = tokio::time::timeout(Duration::from_secs(60), session).await.unwrap();
+    let Err(SessionError::Output(error)) = result else { panic!("{result:?}") };
+    assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+    tokio::time::timeout(Duration::from_secs(60), program).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn refusals_and_silence_end_the_session() {
     let directory = tempfile::tempdir().unwrap();
     let agent = start_agent(directory.path());

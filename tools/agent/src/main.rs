@@ -23,6 +23,8 @@ fn main() -> ExitCode {
     if rustix::process::getpid().is_init() {
         init::run();
     }
+    // Started by way of /proc/self/exe it would be listed as `exe`.
+    let _cosmetic = rustix::thread::set_name(c"mashine-agent");
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(|word| word.to_str().unwrap_or_default()).collect();
     let done = match words.as_slice() {

@@ -22,7 +22,10 @@ struct Page {
 
 pub(super) async fn run(client: &Client, command: &args::Events, json: bool) -> Result<(), Failure> {
     if command.follow {
-        return follow(client, command.after, json).await;
+        return tokio::select! {
+            followed = follow(client, command.after, json) => followed,
+            () = output::unread() => Ok(()),
+        };
     }
     let mut after = command.after.unwrap_or(0);
     loop {

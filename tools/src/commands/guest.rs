@@ -3,6 +3,8 @@
 //! The way there is one HTTP connection to the control plane, upgraded to the bytes of the guest's vsock port. It breaks whenever the machine moves; the
 //! [session](crate::session) then asks for another and goes on.
 
+use std::future::pending;
+use std::io::{ErrorKind, IsTerminal as _};
 use std::time::Duration;
 
 use controlplane::api::{AGENT_UPGRADE, ProblemCode};
@@ -24,6 +26,8 @@ use crate::session::{self, Ends, Framed, Options, SessionError, TransportError, 
 const FIRST_LIMIT: Duration = Duration::from_secs(60);
 /// Pause between two attempts; there is no event to wait for.
 const AGAIN: Duration = Duration::from_millis(200);
+/// What a shell says of a program that SIGPIPE ended.
+const SIGPIPE_CODE: u8 = 128 + 13;
 /// Size of a terminal that does not say.
 const PLAIN: Size = Size { columns: 80, rows: 24 };
 
@@ -35,9 +39,9 @@ pub(super) async fn exec(client: &Client, execute: &Execute) -> Result<(), Failu
         cwd: execute.workdir.clone().map(String::into_bytes),
         user: execute.user.clone(),
         tty,
-        stdin: execute.interactive || execute.tty,
+        stdin: !execute.no_stdin && (execute.interactive || execute.tty || !std::io::stdin().is_terminal()),
     };
-    run(client, &execute.machine, task).await
+    run(client, &execute.machine, task, pending()).await
 }
 
 pub(super) async fn enter(client: &Client, enter: &Enter) -> Result<(), Failure> {
@@ -48,7 +52,7 @@ pub(super) async fn enter(client: &Client, enter: &Enter) -> Result<(), Failure>
         stdin: true,
         ..Exec::default()
     };
-    run(client, &enter.machine, task).await
+    run(client, &enter.machine, task, pending()).await
 }
 
 /// The guest's journal, as its journalctl shows it; it goes on while the machine moves.
@@ -59,20 +63,28 @@ pub(super) async fn journal(client: &Client, logs: &Logs, json: bool) -> Result<
     argv.push(format!("--lines={}", logs.lines.map_or_else(|| "all".to_owned(), |lines| lines.to_string())));
     argv.extend(logs.unit.iter().map(|unit| format!("--unit={unit}")));
     let task = Exec { argv: argv.into_iter().map(String::into_bytes).collect(), ..Exec::default() };
-    match run(client, &logs.machine, task).await {
+    match run(client, &logs.machine, task, output::unread()).await {
         Err(Failure::Exited(code)) if code == FailCode::NotFound.shell_code() => Err(Failure::Failed {
             detail: format!("{} keeps no journal: there is no journalctl in it", logs.machine),
             remedy: format!("see its console with `mashines logs {}`", logs.machine),
         }),
+        // As with the other commands that show: a reader that has had enough is no failure.
+        Err(Failure::Exited(SIGPIPE_CODE)) => Ok(()),
         outcome => outcome,
     }
 }
 
-async fn run(client: &Client, machine: &MachineRef, task: Exec) -> Result<(), Failure> {
+/// A session from its begin to its end, or until `enough` comes.
+async fn run(
+    client: &Client,
+    machine: &MachineRef,
+    task: Exec,
+    enough: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Failure> {
     await_agent(client, machine).await?;
     let local = |error| Failure::local("preparing the session", error, "look at the system's limits");
     let id = session::new_id().map_err(local)?;
-    let control = ends::forward_signals().map_err(local)?;
+    let control = ends::forward_signals(enough).map_err(local)?;
     // The sender is kept, so that a session without input sees silence rather than an end: the agent gives the program that.
     let (_silent, silence) = mpsc::channel(1);
     let input = if task.stdin { ends::standard_input() } else { silence };
@@ -172,6 +184,12 @@ fn failed(error: SessionError, machine: &MachineRef) -> Failure {
         SessionError::Refused { code, detail } => {
             eprintln!("error: {detail}");
             Failure::Exited(code.shell_code())
+        }
+        // Whoever read it has read enough.
+        SessionError::Output(error) if error.kind() == ErrorKind::BrokenPipe => Failure::Exited(SIGPIPE_CODE),
+        SessionError::GivenUp => Failure::Exited(SIGPIPE_CODE),
+        SessionError::Output(error) => {
+            Failure::local("writing the output", error, "look at where the output goes")
         }
         SessionError::Unreachable(TransportError::Refused(error)) => match error.downcast::<Failure>() {
             Ok(failure) => *failure,

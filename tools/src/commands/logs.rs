@@ -14,6 +14,13 @@ use crate::output;
 const RETRY: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(client: &Client, logs: &Logs) -> Result<(), Failure> {
+    tokio::select! {
+        shown = show(client, logs) => shown,
+        () = output::unread(), if logs.follow => Ok(()),
+    }
+}
+
+async fn show(client: &Client, logs: &Logs) -> Result<(), Failure> {
     let mut offset = logs.offset;
     let mut begun = false;
     loop {

@@ -96,16 +96,17 @@ where
         let last = if packed.is_ok() {
             input_to.blocking_send(Input::End).is_ok()
         } else {
-            // Half an archive must not look like a whole one.
             control_to.blocking_send(Control::Close).is_ok()
         };
-        // Otherwise the session has ended before us, and says why.
-        if last { packed } else { Ok(()) }
+        // Otherwise the session has ended before us, and says why. Its input stays open until it has: half an archive must not look
+        // like a whole one.
+        (if last { packed } else { Ok(()) }, input_to)
     });
     let ends = Ends { input, control, out: tokio::io::sink(), err: tokio::io::stderr() };
     let task = Task::Import { path: to.as_bytes().to_vec(), user: None };
     let outcome = run(id, task, ends, options, connect).await;
-    joined(packing).await??;
+    let (packed, _input) = joined(packing).await?;
+    packed?;
     settled(outcome?)
 }
 

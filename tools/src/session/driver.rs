@@ -71,6 +71,9 @@ pub enum SessionError {
     /// The agent could not be reached for too long.
     #[error("the guest's agent cannot be reached: {0}")]
     Unreachable(#[source] TransportError),
+    /// Nobody here wants it any more; what ran is hung up.
+    #[error("the session was given up")]
+    GivenUp,
     /// Output cannot be written here.
     #[error("output cannot be written")]
     Output(#[source] io::Error),
@@ -186,6 +189,9 @@ impl Driver {
                     connections += 1;
                     self.session.connected();
                     let served = self.serve(&mut transport, &mut told).await;
+                    if matches!(served, Err(Broken::Fatal(_))) {
+                        self.give_up(&mut transport).await;
+                    }
                     let was_good = self.session.is_running();
                     self.session.disconnected();
                     if served.is_ok() {
@@ -243,7 +249,7 @@ impl Driver {
                     Some(Input::Bytes(bytes)) => self.held = bytes,
                     Some(Input::End) | None => self.input_open = false,
                 },
-                control = self.control.recv(), if self.control_open => self.control(control),
+                control = self.control.recv(), if self.control_open => self.control(control)?,
                 Some(written) = self.written.recv() => self.account(written)?,
                 () = tokio::time::sleep_until(ping_at) => {
                     if heard.elapsed() >= self.options.ping_after * 3 {
@@ -254,6 +260,21 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// Tells the agent that nobody will come back: it hangs the program up, which would else wait [`wire::agent::DETACHED_US_MAX`] for it.
+    async fn give_up(&mut self, transport: &mut impl Transport) {
+        let limit = self.options.ping_after;
+        self.session.close();
+        let told = async {
+            // Until the other end has closed it: a connection that breaks under what is sent to us may lose what we said.
+            loop {
+                self.send_all(transport).await?;
+                let Some(frame) = transport.recv().await? else { return Ok::<(), Broken>(()) };
+                self.take(&frame)?;
+            }
+        };
+        let _best_effort = timeout(limit, told).await;
     }
 
     async fn send_all(&mut self, transport: &mut impl Transport) -> Result<(), Broken> {
@@ -286,14 +307,15 @@ impl Driver {
         Ok(())
     }
 
-    fn control(&mut self, control: Option<Control>) {
+    fn control(&mut self, control: Option<Control>) -> Result<(), SessionError> {
         match control {
             // More than are remembered are more than anybody means.
             Some(Control::Signal(number)) => drop(self.session.signal(number)),
             Some(Control::Resize(size)) => self.session.resize(size),
-            Some(Control::Close) => self.session.close(),
+            Some(Control::Close) => return Err(SessionError::GivenUp),
             None => self.control_open = false,
         }
+        Ok(())
     }
 
     fn account(&mut self, written: io::Result<(Stream, usize)>) -> Result<(), SessionError> {

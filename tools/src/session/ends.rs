@@ -64,11 +64,14 @@ pub fn standard_input() -> mpsc::Receiver<Input> {
     receiver
 }
 
-/// Forwards what the user's terminal and other programs send us: Ctrl-C, termination, new sizes. Ends with the session.
+/// Forwards what the user's terminal and other programs send us: Ctrl-C, termination, new sizes. Ends with the session, which is given up
+/// when `enough` comes.
 ///
 /// # Errors
 /// When the signals cannot be had.
-pub fn forward_signals() -> io::Result<mpsc::Receiver<Control>> {
+pub fn forward_signals(
+    enough: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<mpsc::Receiver<Control>> {
     let (to, receiver) = mpsc::channel(QUEUE);
     use tokio::signal::unix::{SignalKind, signal};
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -77,8 +80,14 @@ pub fn forward_signals() -> io::Result<mpsc::Receiver<Control>> {
     let mut quit = signal(SignalKind::quit())?;
     let mut window = signal(SignalKind::window_change())?;
     tokio::spawn(async move {
-        loop {
+        let mut enough = std::pin::pin!(enough);
+        let mut over = false;
+        while !over {
             let control = tokio::select! {
+                () = &mut enough => {
+                    over = true;
+                    Control::Close
+                }
                 _ = interrupt.recv() => Control::Signal(2),
                 _ = terminate.recv() => Control::Signal(15),
                 _ = hangup.recv() => Control::Signal(1),

@@ -265,6 +265,7 @@ fn try_kernels(options: &story::kernels::Options) -> Result<bool> {
 }
 
 fn lab_up(options: lab::options::Options) -> Result<bool> {
+    lab::check_images(&options.images)?;
     let ready = lab::prepare()?;
     let mashines = ready.binaries.mashines.clone();
     let lab = Lab::up(lab::Plan { options, ready }, &|line| println!("# {line}"))?;

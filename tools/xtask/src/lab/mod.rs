@@ -36,4 +36,5 @@ mod tsc;
 pub use prepare::{Ready, missing, prepare};
 pub use qemu::PLAIN_ADDRESSES;
 pub use running::{Lab, Plan, down, is_up};
+pub use seed::check as check_images;
 pub use shell::{Shell, run};

@@ -1,9 +1,12 @@
 //! Images that lab hosts have from the start, as a host has those of machines it ran before. To fetch one takes an emulated host minutes.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
+
+use crate::fleet;
 
 /// What is read of an image's manifest: which files it is made of.
 #[derive(Deserialize)]
@@ -57,11 +60,23 @@ impl Drop for Seed {
     }
 }
 
+/// Whether all of `images` are here, asked before the long work begins.
+///
+/// # Errors
+/// The first that is not.
+pub fn check(images: &[String]) -> Result<()> {
+    images.iter().try_for_each(|image| digests(&fleet::images(), image).map(drop))
+}
+
 fn digests(store: &Path, image: &str) -> Result<Vec<String>> {
     let path = store.join("images").join(format!("{image}.json"));
-    let text = std::fs::read_to_string(&path).with_context(|| {
-        format!("there is no image {image} in {}: `mashines image build`", store.display())
-    })?;
+    let text = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => bail!(
+            "there is no image {image} in {}: `mashines image ls` lists them, `mashines image build` makes them",
+            store.display()
+        ),
+        text => text.with_context(|| format!("reading {}", path.display()))?,
+    };
     let manifest: Manifest =
         serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
     let files = [Some(manifest.disk), manifest.kernel, manifest.initrd].into_iter().flatten();

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 
 use super::{layout, running};
 use crate::fleet::layout::{FleetName, Host};
-use crate::fleet::netns;
 use crate::fleet::processes::MARK;
+use crate::fleet::{netns, state};
 use crate::{command, setup};
 
 /// Seconds in which a connection must come about.
@@ -121,6 +121,11 @@ pub fn run(host: &Host, words: &[String]) -> Result<u8> {
     let lab = layout::name()?;
     if !running::is_up() {
         bail!("no lab is up: `cargo xtask lab up` brings one up");
+    }
+    let hosts = state::read(&lab).map(|record| record.hosts).unwrap_or_default();
+    if !hosts.contains(host) {
+        let names: Vec<String> = hosts.iter().map(Host::name).collect();
+        bail!("the lab has no {}; its hosts are {}", host.name(), names.join(", "));
     }
     let terminal = words.is_empty() && std::io::stdin().is_terminal();
     let mut command = Shell::into(&lab).command(host, words, terminal);

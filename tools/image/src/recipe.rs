@@ -144,6 +144,10 @@ mod tests {
                 // No two machines with one key.
                 assert!(all.contains("rm -f /etc/ssh/ssh_host_"), "{name} keeps host keys");
                 assert_eq!(all.contains("podman"), flavour == Flavour::Podman, "{name}");
+                assert_eq!(all.contains("compose"), flavour != Flavour::Minimal, "{name}");
+                // Ubuntu's machines run Debian's kernel, where dockerd starts no container without its parser.
+                let armed = name.starts_with("ubuntu") && flavour == Flavour::Dockerd;
+                assert_eq!(all.contains("apparmor"), armed, "{name}");
                 assert!(!recipe.entrypoint.is_empty());
             }
         }

@@ -262,6 +262,7 @@ pub fn down() -> Result<bool> {
 }
 
 fn clear(name: &FleetName) -> Result<()> {
+    Shell::into(name).close();
     fleet::clear(name)?;
     match std::fs::remove_dir_all(layout::disks_dir()) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -4,6 +4,7 @@
 //! most of a second. Standard streams stay apart, and the exit code is the command's.
 
 use std::io::IsTerminal;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -98,6 +99,19 @@ impl Shell {
         let mut command = self.command(host, &["true".to_owned()], false);
         netns::within(&self.lab.fabric_namespace(), || command::read(&mut command))??;
         Ok(())
+    }
+
+    /// Ends the connections that are kept open, whoever opened them. Their processes write their title over their environment and the mark in
+    /// it, so that nobody else finds them; by themselves they would notice only after a minute that the host is gone.
+    pub(super) fn close(&self) {
+        let Ok(entries) = std::fs::read_dir(layout::ssh_dir(&self.lab)) else { return };
+        let is_socket = |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_socket());
+        for entry in entries.flatten().filter(is_socket) {
+            let mut ssh = Command::new("ssh");
+            ssh.args(["-F", "none", "-O", "exit", "-S"]).arg(entry.path()).arg("nobody");
+            // Refused where a crash left the socket alone.
+            let _best_effort = command::read(&mut ssh);
+        }
     }
 
     /// Runs a line of shell on a host and returns what it printed.

@@ -72,12 +72,17 @@ async fn connect(
 }
 
 fn problem(error: GuestError) -> Problem {
-    let remedy = "look at the machine with `mashines get` and `mashines logs`";
     match error {
-        GuestError::Refused { code: RefusalCode::WrongState, detail } => {
-            Problem::new(ProblemCode::GuestUnreachable, detail, remedy)
-        }
-        GuestError::Refused { detail, .. } => Problem::new(ProblemCode::HostRefused, detail, remedy),
+        GuestError::Refused { code: RefusalCode::WrongState, detail } => Problem::new(
+            ProblemCode::GuestUnreachable,
+            detail,
+            "see how far it has booted with `mashines logs`; only images of `mashines image` have an agent",
+        ),
+        GuestError::Refused { detail, .. } => Problem::new(
+            ProblemCode::HostRefused,
+            detail,
+            "look at the machine with `mashines get` and `mashines logs`",
+        ),
         GuestError::Host(_) | GuestError::Silent => Problem::new(
             ProblemCode::HostUnreachable,
             error.to_string(),

@@ -66,7 +66,10 @@ impl Host {
             )),
             Err(_) => Err(Refusal::new(
                 RefusalCode::WrongState,
-                format!("{} did not accept within {ACCEPT_LIMIT:?}", machine.spec().name),
+                format!(
+                    "nothing in {} answered on vsock port {port} within {ACCEPT_LIMIT:?}: is its agent running?",
+                    machine.spec().name
+                ),
             )),
         }
     }

@@ -3,6 +3,7 @@
 //! The way there is one HTTP connection to the control plane, upgraded to the bytes of the guest's vsock port. It breaks whenever the machine moves; the
 //! [session](crate::session) then asks for another and goes on.
 
+use std::error::Error;
 use std::future::pending;
 use std::io::{ErrorKind, IsTerminal as _};
 use std::time::Duration;
@@ -24,6 +25,8 @@ use crate::session::{self, Ends, Framed, Options, SessionError, TransportError, 
 
 /// How long a machine may take until its agent answers: a guest that was just launched boots.
 const FIRST_LIMIT: Duration = Duration::from_secs(60);
+/// Silence after which the user is told.
+const TELL_AFTER: Duration = Duration::from_secs(3);
 /// Pause between two attempts; there is no event to wait for.
 const AGAIN: Duration = Duration::from_millis(200);
 /// What a shell says of a program that SIGPIPE ended.
@@ -143,16 +146,29 @@ pub(super) async fn info(client: &Client, machine: &MachineRef) -> Option<Info> 
     }
 }
 
-/// Waits until the agent can be reached.
+/// Waits until the agent can be reached. Without a control plane there is nothing to wait for: as every command that begins, it says so.
 async fn await_agent(client: &Client, machine: &MachineRef) -> Result<(), Failure> {
-    let until = Instant::now() + FIRST_LIMIT;
+    let begun = Instant::now();
+    let mut told = false;
     loop {
         match connect(client, machine).await {
             Ok(_) => return Ok(()),
-            Err(TransportError::Lost(_)) if Instant::now() < until => tokio::time::sleep(AGAIN).await,
+            Err(TransportError::Lost(error)) if begun.elapsed() < FIRST_LIMIT && !is_unreachable(&*error) => {
+                if begun.elapsed() >= TELL_AFTER && !std::mem::replace(&mut told, true) {
+                    eprintln!(
+                        "[waiting for the agent of {machine}, at most {} s: {error}]",
+                        FIRST_LIMIT.as_secs()
+                    );
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
             Err(error) => return Err(failed(SessionError::Unreachable(error), machine)),
         }
     }
+}
+
+fn is_unreachable(error: &(dyn Error + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(Failure::Unreachable { .. }))
 }
 
 async fn connect(client: &Client, machine: &MachineRef) -> Result<Framed<Upgraded>, TransportError> {

@@ -7,36 +7,16 @@ mod common;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use common::host::{Parts, spec};
-use common::initramfs::{self, Kernel};
+use common::initramfs;
 use common::linux::Linux;
-use common::{have_kvm, skip};
-use vmm::kvm::probe::{Ability, probe};
 use wire::cpu::Profile;
 use wire::vmm::{GuestEnd, Request};
 
 const RAM: u64 = 256 << 20;
 
-fn kernel() -> Option<Kernel> {
-    if !have_kvm() {
-        return None;
-    }
-    match probe() {
-        Ability::Complete => {}
-        Ability::Ring3Only(why) | Ability::None(why) => {
-            skip(&format!("this host's KVM cannot run Linux: {why}"));
-            return None;
-        }
-    }
-    let kernel = initramfs::kernel();
-    if kernel.is_none() {
-        skip("no kernel in /boot; name a bzImage in MASHINE_KERNEL");
-    }
-    kernel
-}
-
 #[test]
 fn linux_reaches_user_space_on_every_vcpu_and_powers_off() {
-    let Some(kernel) = kernel() else { return };
+    let Some(kernel) = initramfs::runnable() else { return };
     for vcpus in [1, 2, 4] {
         let mut linux = Linux::boot(&kernel, vcpus, RAM, "");
         if std::env::var_os("MASHINE_VERBOSE").is_some() {
@@ -51,7 +31,7 @@ fn linux_reaches_user_space_on_every_vcpu_and_powers_off() {
 
 #[test]
 fn reboot_and_panic_are_told_apart() {
-    let Some(kernel) = kernel() else { return };
+    let Some(kernel) = initramfs::runnable() else { return };
     for (command, end) in [("reboot -f", GuestEnd::Reset), ("echo c > /proc/sysrq-trigger", GuestEnd::Panic)]
     {
         let mut linux = Linux::boot(&kernel, 2, RAM, "");
@@ -63,7 +43,7 @@ fn reboot_and_panic_are_told_apart() {
 
 #[test]
 fn the_power_button_reaches_user_space() {
-    let Some(kernel) = kernel() else { return };
+    let Some(kernel) = initramfs::runnable() else { return };
     let mut linux = Linux::boot(&kernel, 1, RAM, "");
     // As systemd-logind does, but with what a shell has: an event from the button's input device powers off.
     linux.type_line("head -c 24 /dev/input/event0 > /dev/null && poweroff -f &");
@@ -78,7 +58,7 @@ fn wall_s() -> i64 {
 
 #[test]
 fn linux_is_saved_and_restored_and_notices_nothing() {
-    let Some(kernel) = kernel() else { return };
+    let Some(kernel) = initramfs::runnable() else { return };
     for vcpus in [1, 4] {
         let mut linux = Linux::boot(&kernel, vcpus, RAM, "");
         let boot_id = linux.sh("cat /proc/sys/kernel/random/boot_id");
@@ -108,7 +88,7 @@ fn linux_is_saved_and_restored_and_notices_nothing() {
 
 #[test]
 fn a_baseline_hides_what_is_above_it() {
-    let Some(kernel) = kernel() else { return };
+    let Some(kernel) = initramfs::runnable() else { return };
     for profile in [Profile::V2, Profile::V3] {
         let mut parts = Parts::new(spec(2, RAM));
         parts.spec.cpu.name = profile.name().to_owned();

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use common::host::{Parts, spec};
 use common::initramfs;
 use common::linux::Linux;
-use common::{have_kvm, skip};
+use common::skip;
 use wire::vmm::{Reply, Request, VSOCK_OPEN};
 
 const RAM: u64 = 256 << 20;
@@ -36,13 +36,7 @@ fn echo_program() -> Option<Vec<u8>> {
 }
 
 fn boot() -> Option<Linux> {
-    if !have_kvm() {
-        return None;
-    }
-    let Some(kernel) = initramfs::kernel() else {
-        skip("no kernel in /boot; name a bzImage in MASHINE_KERNEL");
-        return None;
-    };
+    let kernel = initramfs::runnable()?;
     let Some(program) = echo_program() else {
         skip("the guest's echo program cannot be compiled (rustc and a static libc)");
         return None;

@@ -4,6 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use vmm::kvm::probe::{Ability, probe};
+
+use super::{have_kvm, skip};
+
 /// Modules that the tests use where the kernel has them as modules.
 const MODULES: [&str; 9] = [
     "vmw_vsock_virtio_transport",
@@ -34,8 +38,24 @@ pub struct Kernel {
     pub modules: Option<PathBuf>,
 }
 
-/// The kernel to test with: `MASHINE_KERNEL` (and the `lib/modules/VERSION` beside its `/boot`), or this machine's own.
-pub fn kernel() -> Option<Kernel> {
+/// The kernel to test with, if this machine can run it; says so if not.
+pub fn runnable() -> Option<Kernel> {
+    if !have_kvm() {
+        return None;
+    }
+    if let Ability::Ring3Only(why) | Ability::None(why) = probe() {
+        skip(&format!("this host's KVM cannot run Linux: {why}"));
+        return None;
+    }
+    let kernel = kernel();
+    if kernel.is_none() {
+        skip("no kernel in /boot; name a bzImage in MASHINE_KERNEL");
+    }
+    kernel
+}
+
+/// The kernel: `MASHINE_KERNEL` (and the `lib/modules/VERSION` beside its `/boot`), or this machine's own.
+fn kernel() -> Option<Kernel> {
     let named = std::env::var_os("MASHINE_KERNEL").map(PathBuf::from);
     let image = named.or_else(|| {
         let mut found: Vec<_> = std::fs::read_dir("/boot").ok()?.flatten().map(|e| e.path()).collect();

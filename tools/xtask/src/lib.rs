@@ -1,6 +1,6 @@
 //! Developer commands, as a library, so that the end-to-end tests bring up the same fleets as `cargo xtask up` does.
 //!
-//! * [`setup`]: what the machine must have.
+//! * [`setup`]: what the machine must have; [`packages`]: what is only unpacked.
 //! * [`repository`]: the work tree and what is built from it.
 //! * [`check`]: the rules of the house.
 //! * [`fleet`]: a control plane and hosts on this machine.
@@ -20,6 +20,7 @@ pub mod extras;
 pub mod fleet;
 pub mod fuzz;
 pub mod lab;
+pub mod packages;
 pub mod report;
 pub mod repository;
 pub mod setup;

@@ -57,14 +57,20 @@ pub fn install(needed: &[(&str, &'static str)]) -> Result<()> {
         );
     }
     eprintln!("setup: installing {}", missing.join(", "));
-    let apt = || -> Result<Command> {
-        let mut command = as_root("apt-get")?;
-        command.env("DEBIAN_FRONTEND", "noninteractive");
-        Ok(command)
-    };
-    command::watch(apt()?.args(["update", "-qq"])).context("apt-get update: is the network there?")?;
-    command::watch(apt()?.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing))
+    update_lists()?;
+    let mut apt = as_root("apt-get")?;
+    apt.env("DEBIAN_FRONTEND", "noninteractive");
+    command::watch(apt.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing))
         .with_context(|| format!("installing {}", missing.join(", ")))
+}
+
+/// Brings apt's lists up to date.
+///
+/// # Errors
+/// When they cannot be fetched.
+pub fn update_lists() -> Result<()> {
+    command::watch(as_root("apt-get")?.args(["update", "-qq"]))
+        .context("apt-get update: is the network there?")
 }
 
 /// `program` with root's rights: itself, or through sudo.

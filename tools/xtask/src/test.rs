@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that can be tested on this machine, within the time that CI has.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -9,7 +10,7 @@ use crate::report::{Outcome, Report};
 use crate::setup::{self, Kvm};
 use crate::story::StoryResult;
 use crate::suites::Suite;
-use crate::{check, command, fuzz, lab, repository, sim};
+use crate::{check, command, fuzz, lab, packages, repository, sim};
 
 /// Seeds of the protocol simulator.
 const SEEDS: u64 = 100_000;
@@ -77,12 +78,27 @@ fn unit_tests() -> Result<Outcome> {
         limit: UNIT_LIMIT,
     };
     let guest = repository::built().map(|binaries| binaries.guest);
+    let path = path_with_registry();
     suite.run(|cargo| {
         // Tests of the VMM boot it; without it they say so and count as skipped.
         if let Ok(guest) = guest {
             cargo.env("MASHINE_GUEST", guest);
         }
+        match path {
+            Ok(path) => drop(cargo.env("PATH", path)),
+            Err(error) => eprintln!("   without docker-registry: {error:#}"),
+        }
     })
+}
+
+/// The search path with Debian's docker-registry behind what the user has. To install it would start a registry on this machine.
+fn path_with_registry() -> Result<OsString> {
+    let root = repository::target_dir().join("packages/docker-registry");
+    if command::locate("docker-registry").is_none() {
+        packages::unpack("docker-registry", &root, |_| Ok(()))?;
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    Ok(std::env::join_paths(std::env::split_paths(&path).chain([root.join("usr/bin")]))?)
 }
 
 fn guest_tests() -> Result<Outcome> {

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::{command, repository, setup};
+use crate::{command, packages, repository, setup};
 
 /// Package that always depends on the newest kernel.
 const NEWEST: &str = "linux-image-amd64";
@@ -56,9 +56,7 @@ pub(super) fn provide() -> Result<Kernel> {
     std::fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
     let found = newest_package().and_then(|package| {
         let directory = cache.join(&package);
-        if !directory.exists() {
-            fetch(&package, &directory)?;
-        }
+        packages::unpack(&package, &directory, |root| index_modules(release(&package), root))?;
         unpacked(&package, &directory)
     });
     found.or_else(|error| any_unpacked(&cache).ok_or(error))
@@ -69,8 +67,7 @@ fn newest_package() -> Result<String> {
     match listed().ok().as_deref().and_then(dependency) {
         Some(package) => Ok(package),
         None => {
-            command::watch(setup::as_root("apt-get")?.args(["update", "-qq"]))
-                .context("apt-get update: is the network there?")?;
+            setup::update_lists()?;
             dependency(&listed()?).ok_or_else(|| {
                 anyhow!(
                     "apt knows no {NEWEST}: the kernel of lab hosts is Debian's, so this must be a Debian"
@@ -86,32 +83,13 @@ fn dependency(text: &str) -> Option<String> {
     names.map(str::trim).find(|name| name.starts_with(PREFIX)).map(str::to_owned)
 }
 
-fn fetch(package: &str, directory: &Path) -> Result<()> {
-    eprintln!("lab: fetching {package}, the kernel of lab hosts (it is unpacked, not installed)");
-    let work = directory.with_extension("incomplete");
-    let _ = std::fs::remove_dir_all(&work);
-    std::fs::create_dir_all(&work).with_context(|| format!("making {}", work.display()))?;
-    let fetched =
-        command::read(Command::new("apt-get").args(["download", "-qq", package]).current_dir(&work));
-    if fetched.is_err() {
-        // Lists that are older than the archive name a version that is gone.
-        command::watch(setup::as_root("apt-get")?.args(["update", "-qq"]))
-            .context("apt-get update: is the network there?")?;
-        command::read(Command::new("apt-get").args(["download", "-qq", package]).current_dir(&work))?;
-    }
-    let archive = std::fs::read_dir(&work)?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"));
-    let archive = archive.ok_or_else(|| anyhow!("apt-get fetched no package into {}", work.display()))?;
-    command::read(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&work))?;
-    std::fs::remove_file(&archive).with_context(|| format!("removing {}", archive.display()))?;
-    if !work.join("lib").exists() {
-        std::os::unix::fs::symlink("usr/lib", work.join("lib")).context("linking lib")?;
+/// Makes an unpacked kernel's modules loadable.
+fn index_modules(release: &str, root: &Path) -> Result<()> {
+    if !root.join("lib").exists() {
+        std::os::unix::fs::symlink("usr/lib", root.join("lib")).context("linking lib")?;
     }
     let depmod = command::locate("depmod").ok_or_else(|| anyhow!("there is no depmod: install kmod"))?;
-    command::read(Command::new(depmod).arg("-b").arg(&work).arg(release(package)))?;
-    std::fs::rename(&work, directory).with_context(|| format!("renaming {}", work.display()))
+    command::read(Command::new(depmod).arg("-b").arg(root).arg(release)).map(drop)
 }
 
 fn release(package: &str) -> &str {
